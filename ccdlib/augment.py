@@ -1,0 +1,417 @@
+"""Joint Data Augmentation (JDA): ops, policies and the base crop and flip, batched on the device.
+
+Images are uint8 tensors (N, C, H, W) with C = 1 (grey) or 3 (RGB). Every op gives exactly the pixels that Pillow gives,
+because Pillow makes its tables: an index image warped once becomes a gather table (nearest-neighbour geometry), and
+`Image.blend` run on all 256 x 256 pairs of values becomes the table of the enhance ops. What remains (histograms, the
+3 x 3 smoothing, the bicubic shear) is written in the same integer or float64 arithmetic.
+
+An op is one row of OPS; a policy is data; the draws of a batch are a value, made apart from their application, so that
+methods that are compared share them.
+
+Source: the JDA of Li et al., ACCV 2022, with the magnitudes of Cubuk et al., AutoAugment, 2019.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+
+from ccdlib.registry import CcdError, Registry, unknown
+
+GREY = 128  # what an op that moves pixels puts where no pixel comes from
+LEVELS = 10
+
+
+class Op(NamedTuple):
+    """One row: `function(images, magnitude)` and its range over the ten levels; level 0 of a range changes nothing."""
+
+    function: Any
+    low: float | None = None  # None: the op has no magnitude
+    high: float | None = None
+    signed: bool = False
+    colour_only: bool = False  # the identity on grey images
+    whole: bool = False  # magnitudes are rounded to whole numbers
+
+    def magnitude(self, level):
+        """The magnitude at `level` in 0..9, by ten equal steps; None for an op without one."""
+        if self.low is None:
+            return None
+        value = self.low + (self.high - self.low) * level / (LEVELS - 1)
+        return round(value) if self.whole else value
+
+    def is_identity(self, level, channels=3):
+        """Whether the op at `level` leaves every image with that many channels as it is."""
+        return (self.low is not None and self.magnitude(level) == self.low) or (self.colour_only and channels == 1)
+
+
+# ---------------------------------------------------------------- tables that Pillow makes
+
+
+@lru_cache(maxsize=None)
+def _blend_table(factor, device):
+    """(65536,) uint8: entry 256 a + b is Pillow's blend(a, b, factor), the arithmetic of every enhance op."""
+    a, b = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8), indexing="ij")
+    blended = Image.blend(Image.fromarray(a), Image.fromarray(b), factor)
+    return torch.from_numpy(np.array(blended)).flatten().to(device)
+
+
+@lru_cache(maxsize=None)
+def _point_table(name, argument, device):
+    """(256,) uint8: a point op of Pillow's ImageOps, run on the grey values 0..255."""
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    operation = getattr(ImageOps, name)
+    return torch.from_numpy(np.array(operation(ramp, *argument))).flatten().to(device)
+
+
+@lru_cache(maxsize=None)
+def _gather_table(kind, amount, height, width, device):
+    """(H * W,) int64: which input pixel Pillow puts at each output pixel by nearest neighbour; -1 where none."""
+    index = Image.fromarray(np.arange(height * width, dtype=np.int32).reshape(height, width))
+    if kind == "rotate":
+        moved = index.rotate(amount, Image.Resampling.NEAREST, fillcolor=-1)
+    else:
+        shift = (amount * width, 0.0) if kind == "x" else (0.0, amount * height)
+        matrix = (1, 0, shift[0], 0, 1, shift[1])
+        moved = index.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=-1)
+    return torch.from_numpy(np.array(moved, dtype=np.int64)).flatten().to(device)
+
+
+@lru_cache(maxsize=None)
+def _shear_table(axis, amount, height, width, device):
+    """Four taps (4, H * W) int64, fraction (H * W,) float64 and inside (H * W,) bool of a bicubic shear along `axis`.
+
+    Pixel (x, y) reads position x + 1/2 + amount (y + 1/2) of its row ("x"), or the same with x and y exchanged ("y").
+    """
+    y, x = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    along, across, length = (x, y, width) if axis == "x" else (y, x, height)
+    # Pillow adds the products in this order; another order could round to the other side of a pixel's edge.
+    place = (along + 0.5) + amount * (across + 0.5) if axis == "x" else amount * (across + 0.5) + (along + 0.5)
+    inside = (place >= 0) & (place < length)
+    first = np.floor(place - 0.5)
+    taps = [np.clip(first + k, 0, length - 1).astype(np.int64) for k in (-1, 0, 1, 2)]
+    flat = [y * width + t if axis == "x" else t * width + x for t in taps]
+    tables = np.stack(flat).reshape(4, -1), (place - 0.5 - first).ravel(), inside.ravel()
+    return tuple(torch.from_numpy(t).to(device) for t in tables)
+
+
+# ---------------------------------------------------------------- the ops: (images (n, C, H, W), magnitude) -> images
+
+
+def _gather(images, table):
+    flat = images.flatten(2)
+    moved = flat[:, :, table.clamp(min=0)]
+    return torch.where(table >= 0, moved, GREY).to(torch.uint8).view_as(images)
+
+
+def _translate(axis):
+    def translate(images, magnitude):
+        return _gather(images, _gather_table(axis, magnitude, *images.shape[2:], images.device))
+
+    return translate
+
+
+def _rotate(images, magnitude):
+    return _gather(images, _gather_table("rotate", magnitude, *images.shape[2:], images.device))
+
+
+def _shear(axis):
+    def shear(images, magnitude):
+        taps, d, inside = _shear_table(axis, magnitude, *images.shape[2:], images.device)
+        v1, v2, v3, v4 = images.flatten(2)[:, :, taps].double().unbind(2)  # each (n, C, H * W)
+        # Cubic convolution (Keys 1981, a = -1) as a polynomial in the fraction d; Pillow cuts the result off.
+        value = v2 + d * ((v3 - v1) + d * ((2 * (v1 - v2) + v3 - v4) + d * (v2 - v1 + v4 - v3)))
+        return torch.where(inside, value.clamp(0, 255), GREY).to(torch.uint8).view_as(images)
+
+    return shear
+
+
+def _point(name, argument=lambda magnitude: ()):
+    def point(images, magnitude):
+        return _point_table(name, argument(magnitude), images.device)[images.int()]
+
+    return point
+
+
+def _grey(images):
+    """(n, 1, H, W) int32 luma in Pillow's integer arithmetic (ITU-R 601-2)."""
+    if images.shape[1] == 1:
+        return images.int()
+    r, g, b = images.int().split(1, dim=1)
+    return (19595 * r + 38470 * g + 7471 * b + 0x8000) >> 16
+
+
+def _blend(degenerate, images, magnitude):
+    return _blend_table(1 + magnitude, images.device)[256 * degenerate + images.int()]
+
+
+def _brightness(images, magnitude):
+    return _blend(0, images, magnitude)
+
+
+def _contrast(images, magnitude):
+    grey, pixels = _grey(images), images.shape[2] * images.shape[3]
+    mean = (2 * grey.sum((1, 2, 3), keepdim=True) + pixels) // (2 * pixels)  # rounded half up
+    return _blend(mean.int(), images, magnitude)
+
+
+def _color(images, magnitude):
+    return images if images.shape[1] == 1 else _blend(_grey(images), images, magnitude)
+
+
+def _sharpness(images, magnitude):
+    height, width = images.shape[2:]
+    smooth = images.int()
+    if min(height, width) >= 3:  # Pillow leaves smaller images, and the border pixels of all others, as they are
+        window = F.unfold(images.float(), 3).view(*images.shape[:2], 9, height - 2, width - 2).int()
+        smooth = smooth.clone()
+        # Nine ones and four more for the centre: weight 13, rounded to the nearest whole number.
+        smooth[:, :, 1:-1, 1:-1] = (2 * (window.sum(2) + 4 * window[:, :, 4]) + 13) // 26
+    return _blend(smooth, images, magnitude)
+
+
+def _apply_tables(images, tables):
+    """Each image channel through its own table; tables (n, C, 256) uint8."""
+    return tables.gather(2, images.flatten(2).long()).view_as(images)
+
+
+def _autocontrast(images, magnitude):
+    flat = images.flatten(2).double()
+    low, high = flat.amin(2, keepdim=True), flat.amax(2, keepdim=True)  # (n, C, 1)
+    # torch.div, because `255 / tensor` is a reciprocal and a product: two roundings where Pillow has one.
+    scale = torch.div(torch.full_like(low, 255), (high - low).clamp(min=1))
+    ramp = torch.arange(256, dtype=torch.float64, device=images.device)
+    stretched = (ramp * scale + (-low * scale)).clamp(0, 255)
+    return _apply_tables(images, torch.where(high > low, stretched, ramp).to(torch.uint8))
+
+
+def _equalize(images, magnitude):
+    flat = images.flatten(2).long()
+    counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.long, device=images.device)
+    counts.scatter_add_(2, flat, torch.ones_like(flat))
+    ramp = torch.arange(256, device=images.device)
+    last = counts.gather(2, flat.amax(2, keepdim=True))  # how many pixels have the largest value
+    step = (flat.shape[2] - last) // 255
+    below = counts.cumsum(2) - counts
+    spread = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
+    return _apply_tables(images, torch.where(step > 0, spread, ramp).to(torch.uint8))
+
+
+OPS = Registry("op")
+OPS.update(
+    shearX=Op(_shear("x"), 0, 0.3, signed=True),
+    shearY=Op(_shear("y"), 0, 0.3, signed=True),
+    translateX=Op(_translate("x"), 0, 150 / 331, signed=True),
+    translateY=Op(_translate("y"), 0, 150 / 331, signed=True),
+    rotate=Op(_rotate, 0, 30),
+    color=Op(_color, 0, 0.9, signed=True, colour_only=True),
+    contrast=Op(_contrast, 0, 0.9, signed=True),
+    sharpness=Op(_sharpness, 0, 0.9, signed=True),
+    brightness=Op(_brightness, 0, 0.9, signed=True),
+    posterize=Op(_point("posterize", lambda bits: (bits,)), 8, 4, whole=True),
+    solarize=Op(_point("solarize", lambda threshold: (threshold,)), 256, 0),
+    autocontrast=Op(_autocontrast),
+    equalize=Op(_equalize),
+    invert=Op(_point("invert")),
+)
+
+
+def apply_op(images, name, level, sign=1):
+    """Op `name` at `level` (0..9) with `sign` (+1 or -1, for signed ops) on images (N, C, H, W) uint8."""
+    op = OPS[name]
+    _check_level(name, level)
+    check_images(images)
+    if op.is_identity(level, images.shape[1]):
+        return images.clone()
+    magnitude = op.magnitude(level)
+    return op.function(images, sign * magnitude if op.signed else magnitude)
+
+
+def _check_level(name, level):
+    if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < LEVELS:
+        raise CcdError(f"level {level!r} of op {name!r}: allowed are the whole numbers 0 to {LEVELS - 1}")
+
+
+def check_images(images):
+    """Raise CcdError unless `images` is a uint8 tensor (N, C, H, W) with one or three channels."""
+    if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8 or images.ndim != 4:
+        given = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
+        raise CcdError(f"images must be a uint8 tensor (N, C, H, W), not {given}; augmentation comes before normalise")
+    if images.shape[1] not in (1, 3):
+        raise CcdError(f"images have {images.shape[1]} channels; allowed are 1 (grey) and 3 (RGB), as (N, C, H, W)")
+
+
+# ---------------------------------------------------------------- policies
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a policy will do to N images: which steps fire (N, S) bool, and the signs (N, S) of those that have one."""
+
+    fires: torch.Tensor
+    signs: torch.Tensor
+
+    def __len__(self):
+        return len(self.fires)
+
+    def __getitem__(self, rows):
+        return Draws(self.fires[rows], self.signs[rows])
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Ops at fixed levels, walked in order, each firing independently with probability p (methods.md, section 1)."""
+
+    name: str
+    p: float
+    steps: tuple[tuple[str, int], ...]
+
+    def __post_init__(self):
+        if not (isinstance(self.p, (int, float)) and 0 <= self.p <= 1):
+            raise CcdError(f"p = {self.p!r} of policy {self.name!r}: allowed are probabilities from 0 to 1")
+        for name, level in self.steps:
+            OPS[name]
+            _check_level(name, level)
+
+    def draw(self, n, generator):
+        """Draws for n images from `generator` (a torch.Generator on the CPU).
+
+        A larger p makes the same steps fire and more, so sweeps of p are paired as well.
+        """
+        shape = (n, len(self.steps))
+        fires = torch.rand(shape, generator=generator) < self.p
+        signs = torch.where(torch.rand(shape, generator=generator) < 0.5, -1, 1)
+        return Draws(fires, signs)
+
+    def apply(self, images, draws):
+        """Augmented copies of images (N, C, H, W) uint8, on their own device, by draws of the same N."""
+        check_images(images)
+        if draws.fires.shape != (len(images), len(self.steps)):
+            raise CcdError(
+                f"draws for {tuple(draws.fires.shape)} (images, steps) do not fit {len(images)} images and the "
+                f"{len(self.steps)} steps of policy {self.name!r}; draw with policy.draw({len(images)}, generator)"
+            )
+        out = images.clone()
+        for k, (name, level) in enumerate(self.steps):
+            op = OPS[name]
+            if op.is_identity(level, images.shape[1]):
+                continue
+            for sign in (1, -1) if op.signed else (None,):
+                chosen = draws.fires[:, k] if sign is None else draws.fires[:, k] & (draws.signs[:, k] == sign)
+                rows = chosen.nonzero().flatten().to(images.device, non_blocking=True)
+                if len(rows):
+                    out[rows] = apply_op(out[rows], name, level, sign or 1)
+        return out
+
+    def with_p(self, p):
+        """The same steps at another probability."""
+        return Policy(self.name, p, self.steps)
+
+    def describe(self, channels=3):
+        """Facts about the policy: a dict with the expected number of ops that change an image, the probability that
+        none does, and the steps that never do (on grey images, channels = 1, `color` is one of them)."""
+        same = [f"{name} {level}" for name, level in self.steps if OPS[name].is_identity(level, channels)]
+        effective = len(self.steps) - len(same)
+        return {
+            "policy": self.name,
+            "p": self.p,
+            "steps": len(self.steps),
+            "effective_steps": effective,
+            "expected_ops": effective * self.p,
+            "p_no_op": (1 - self.p) ** effective,
+            "identities": same,
+        }
+
+
+def _policy(name, p, text):
+    steps = (step.split() for step in text.split(","))
+    return Policy(name, p, tuple((op, int(level)) for op, level in steps))
+
+
+POLICIES = Registry("policy")
+for _row in (
+    _policy(
+        "cifar100",
+        0.3,
+        "autocontrast 2, contrast 3, posterize 0, solarize 4, translateY 8, shearX 5, brightness 3, shearY 0, "
+        "translateX 1, sharpness 5, invert 4, color 4, equalize 8, rotate 3",
+    ),
+    _policy(
+        "cifar10",
+        0.5,
+        "invert 7, rotate 2, shearY 8, posterize 9, autocontrast 8, color 3, sharpness 9, equalize 5, contrast 7, "
+        "translateY 3, brightness 6, solarize 2, translateX 3, shearX 8",
+    ),
+    _policy(
+        "imagenet",
+        0.2,
+        "posterize 8, solarize 5, equalize 8, posterize 7, equalize 7, equalize 4, solarize 3, posterize 5, rotate 3, "
+        "equalize 8, rotate 8, rotate 9, equalize 7, invert 4, color 4, rotate 8, color 8, sharpness 7, shearX 5, "
+        "color 0, equalize 7, solarize 5, invert 4, color 4, equalize 8",
+    ),
+):
+    POLICIES[_row.name] = _row
+
+
+def policy_named(name, p=None):
+    """The policy `name`, at probability `p` when one is given."""
+    if name not in POLICIES:
+        raise unknown("policy", name, POLICIES)
+    return POLICIES[name] if p is None else POLICIES[name].with_p(p)
+
+
+# ---------------------------------------------------------------- base: random crop, flip, normalise
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Base draws for N images: the crop's top left corner (N, 2) inside the padded image, and the flip (N,) bool."""
+
+    corners: torch.Tensor
+    flips: torch.Tensor
+
+    def __len__(self):
+        return len(self.flips)
+
+    def __getitem__(self, rows):
+        return Crops(self.corners[rows], self.flips[rows])
+
+
+def draw_crops(n, pad, flip, generator):
+    """Crops for n images padded by `pad` pixels on each side; `flip` says whether left-right flips are drawn at all."""
+    corners = torch.randint(0, 2 * pad + 1, (n, 2), generator=generator)
+    flips = torch.rand(n, generator=generator) < (0.5 if flip else 0.0)
+    return Crops(corners, flips)
+
+
+def crop_and_flip(images, crops, pad):
+    """Random crop at the images' own size from zero padding, then horizontal flip; (N, C, H, W) uint8 to the same.
+
+    The result lies in memory as channels_last, which is what the networks want.
+    """
+    height, width = images.shape[2:]
+    corners, flips = crops.corners.to(images.device), crops.flips.to(images.device)
+    rows = corners[:, :1] + torch.arange(height, device=images.device)  # (N, H)
+    columns = torch.arange(width, device=images.device).expand(len(images), -1)
+    columns = corners[:, 1:] + torch.where(flips[:, None], columns.flip(1), columns)  # (N, W)
+    padded = F.pad(images, (pad,) * 4)
+    which = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def normalise(images, mean, std):
+    """uint8 images (N, C, H, W) to float32: (x / 255 - mean) / std per channel."""
+    shape = (1, -1, 1, 1)
+    mean = torch.tensor(mean, device=images.device).view(shape)
+    std = torch.tensor(std, device=images.device).view(shape)
+    return (images.float() / 255 - mean) / std
+
+
+def rotations(images):
+    """Views first: (4 N, C, S, S), all images turned by 0, then by 90, 180 and 270 degrees counter-clockwise."""
+    if images.shape[2] != images.shape[3]:
+        raise CcdError(f"rotation views need square images, not {tuple(images.shape[2:])}; load with a side")
+    return torch.cat([torch.rot90(images, k, (2, 3)) for k in range(4)])

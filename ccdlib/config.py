@@ -1,0 +1,146 @@
+"""RunConfig: everything that shapes one trained network, checked when it is made, long before any training."""
+
+import inspect
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ccdlib.augment import POLICIES, Policy, policy_named
+from ccdlib.data import _source
+from ccdlib.losses import LOSSES, WEIGHTS
+from ccdlib.models import MODELS
+from ccdlib.registry import CcdError, unknown
+
+# How many views of each image a step sees, by `views`; a policy adds the augmented twin.
+VIEWS = {"none": 1, "base": 2, "rotation": 4} | dict.fromkeys(POLICIES, 2)
+
+# The methods of the papers at their settings (methods.md, section 4), and a small one for minutes on a CPU.
+RECIPES = {
+    "small": {"lr": 0.05, "weight_decay": 5e-4, "batch": 50, "epochs": 30},
+    "paper": {"lr": 0.1, "weight_decay": 1e-4, "batch": 128, "epochs": 240},
+    "paper_teacher": {"lr": 0.1, "weight_decay": 5e-4, "batch": 128, "epochs": 240},
+}
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """A pydantic model that refuses unknown keys, saying which are allowed; "1e-3" strings become numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def __init__(self, **given):
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise CcdError("; ".join(_readable(type(self).__name__, e) for e in error.errors())) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, given):
+        if isinstance(given, dict):
+            for key in given:
+                if key not in cls.model_fields:
+                    raise unknown(f"{cls.__name__} parameter", key, cls.model_fields)
+        return given
+
+
+def _readable(kind, error):
+    """One line of a pydantic error: which field, what was given, what is allowed."""
+    if not error["loc"]:  # our own checks already say it all
+        return error["msg"].removeprefix("Value error, ")
+    field = ".".join(map(str, error["loc"]))
+    return f"{kind}: {field} = {error['input']!r}: {error['msg']}"
+
+
+class Checkpoint(Strict):
+    """Weights from a file instead of a run of this store: a .safetensors of `model`, as a run of this kit writes it."""
+
+    model: str
+    file: str
+
+
+class RunConfig(Strict):
+    """One network trained once. `fit(config)` trains it, or finds it trained.
+
+    data, side, n_train, subset_seed: see load_data and Data.subset (n_train None: all of it).
+    model: the backbone. method, settings: the loss (a row of LOSSES) and its settings.
+    views: "none" (one base view an image), "base" (two), "rotation" (0, 90, 180, 270 degrees of one crop), or a policy
+    ("cifar100", ...): the original and its JDA twin. p: the policy's probability, when another than its own.
+    teacher: the RunConfig that makes the teacher, or a Checkpoint; None where the loss needs none.
+    seed: of initial weights, batch order, crops and policy draws, in separate streams.
+    batch: images a step (each with all its views). milestones: fractions of the epochs after which lr is divided by ten.
+    flip: overrides the data set's own base flip. eval_every: epochs between test evaluations (the last is always one).
+    device: "auto", "cpu" or "cuda"; it does not name the run, every other field does.
+    Errors: CcdError (a ValueError), saying what was given and what is allowed.
+    """
+
+    data: str = "digits"
+    side: Count = 32
+    n_train: int | float | None = None
+    subset_seed: int = 0
+    model: str = "resnet8"
+    method: str = "ce"
+    settings: dict[str, Any] = {}
+    views: str = "none"
+    p: Annotated[float, Field(ge=0, le=1)] | None = None
+    flip: bool | None = None
+    teacher: "RunConfig | Checkpoint | None" = None
+    seed: int = 0
+    epochs: Count = RECIPES["small"]["epochs"]
+    batch: Count = RECIPES["small"]["batch"]
+    lr: Positive = RECIPES["small"]["lr"]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = RECIPES["small"]["weight_decay"]
+    momentum: Rate = 0.9
+    milestones: tuple[Rate, ...] = (0.625, 0.75, 0.875)
+    eval_every: Count = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _names_and_needs(self):
+        _source(self.data)
+        MODELS[self.model]
+        _check_settings(self.method, self.settings)
+        if self.views not in VIEWS:
+            raise unknown("views", self.views, VIEWS)
+        if self.p is not None and self.views not in POLICIES:
+            raise CcdError(f"p = {self.p} with views {self.views!r}: only a policy has a p; allowed: {', '.join(POLICIES)}")
+        if self.method == "ccd" and VIEWS[self.views] != 2:
+            raise CcdError(f"method 'ccd' weighs two views an image; views {self.views!r} gives {VIEWS[self.views]}. "
+                           f"Use one of: base, {', '.join(POLICIES)}")  # fmt: skip
+        if (self.teacher is not None) != needs_teacher(self.method):
+            needs = "needs a teacher; give teacher=RunConfig(...)" if self.teacher is None else "uses no teacher; leave it out"
+            raise CcdError(f"method {self.method!r} {needs}")
+        return self
+
+    @property
+    def policy(self) -> Policy | None:
+        """The policy of the augmented view; None where there is none."""
+        return policy_named(self.views, self.p) if self.views in POLICIES else None
+
+    def lr_at(self, epoch):
+        """The learning rate of an epoch, counted from 0."""
+        return self.lr * 0.1 ** sum(epoch >= round(m * self.epochs) for m in self.milestones)
+
+
+def needs_teacher(method):
+    """Whether a loss compares with a teacher; all but the plain cross entropy do."""
+    return method != "ce"
+
+
+def _settings_of(method):
+    parameters = inspect.signature(LOSSES[method]).parameters
+    return {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+
+
+def _check_settings(method, settings):
+    known = _settings_of(method)
+    for name, value in settings.items():
+        if name not in known:
+            raise unknown(f"setting of loss {method!r}", name, known or ["(this loss has none)"])
+        if name == "weight":
+            WEIGHTS[value]
+        elif name == "temperature" and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+            raise CcdError(f"temperature = {value!r}: allowed are numbers above 0")

@@ -1,0 +1,305 @@
+"""Data sets as uint8 tensors on the training device: digits, npz files, CIFAR-10/100, image folders."""
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ccdlib import paths
+from ccdlib.registry import CcdError, Registry, unknown
+from ccdlib.streams import stream
+
+SPLITS = ("train", "test")
+ARRAYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in memory.
+
+    Images are uint8 (N, C, H, W), labels int64 (N,). `mean` and `std` (per channel, of the whole training set) are what
+    normalise() takes; `pad` and `flip` are the base crop and flip that suit the images. `fingerprint` is a hash of
+    every pixel and label, so that a stored run knows exactly what it was trained on.
+    """
+
+    name: str
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pad: int
+    flip: bool
+    fingerprint: str
+
+    @property
+    def classes(self):
+        """The number of classes."""
+        return len(self.class_names)
+
+    @property
+    def channels(self):
+        """1 (grey) or 3 (RGB)."""
+        return self.train_images.shape[1]
+
+    def to(self, device):
+        """The same data on `device`."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in ARRAYS})
+
+    def subset(self, amount, seed=0):
+        """The same data with `amount` training images, drawn stratified by class, repeatable by `seed`.
+
+        amount: a count (int), or a fraction (float in 0..1] of each class. Larger subsets of one seed contain the
+        smaller ones. Test images stay. Errors: CcdError when there are too few images, or a class would be left empty.
+        """
+        rows = stratified(self.train_labels.cpu(), amount, seed, self.classes)
+        rows = rows.to(self.train_images.device)
+        return replace(self, train_images=self.train_images[rows], train_labels=self.train_labels[rows])
+
+
+def stratified(labels, amount, seed, classes):
+    """Sorted row numbers of a stratified subset of `labels` (N,); see Data.subset."""
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+        raise CcdError(f"subset {amount!r}: give a whole number of images, or a fraction such as 0.25")
+    if isinstance(amount, float):
+        if not 0 < amount <= 1:
+            raise CcdError(f"subset fraction {amount}: allowed are fractions above 0 up to 1; a count is a whole number")
+        amount = round(amount * len(labels))
+    if amount > len(labels):
+        raise CcdError(f"{amount} training images were asked for; the data has {len(labels)}. Ask for at most that many")
+    if amount < classes:
+        raise CcdError(f"{amount} training images leave some of the {classes} classes empty; ask for at least {classes}")
+    order = torch.randperm(len(labels), generator=stream(seed, "subset"))
+    onehot = torch.nn.functional.one_hot(labels[order], classes)
+    rank = (onehot.cumsum(0) * onehot).sum(1) - 1  # the how-many-eth of its class each image is, from 0
+    share = rank / onehot.sum(0)[labels[order]]
+    # Sorted by share, every prefix is stratified: first one image of each class, then all classes at the same pace.
+    return order[share.argsort(stable=True)[:amount]].sort().values
+
+
+# ---------------------------------------------------------------- loading
+
+
+DATASETS = Registry("dataset")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One row of DATASETS: a loader of `_raw` arrays, and the base crop, flip and statistics its images want."""
+
+    load: Callable
+    takes_path: bool = False
+    flip: bool = True
+    statistics: tuple | None = None  # (mean, std) where the literature fixes them
+
+
+def load_data(name, *, side=32, n_train=None, seed=0, device="cpu"):
+    """The data set `name` as a Data.
+
+    name: "digits" (1,797 real 8 x 8 scans that scikit-learn ships, as 16 x 16; 1,000 train, 797 test), "cifar10",
+    "cifar100" (downloaded once by torchvision), "npz:PATH" (arrays train_images, train_labels, test_images, test_labels;
+    images uint8 NHWC or NHW; optional label_names), "folder:PATH" (train/ and val/ with one folder a class, resized to
+    side x side). n_train, seed: a stratified training subset, see Data.subset. Errors: CcdError.
+    """
+    source, path = _source(name)
+    data = _load(name, side, _stamp(path))
+    if n_train is not None:
+        data = data.subset(n_train, seed)
+    return data.to(device)
+
+
+def _source(name):
+    kind, colon, path = str(name).partition(":")
+    allowed = [row + ":PATH" if DATASETS[row].takes_path else row for row in DATASETS]
+    if kind not in DATASETS or bool(colon) != DATASETS[kind].takes_path or (colon and not path):
+        raise unknown("dataset", name, allowed)
+    return DATASETS[kind], Path(path).expanduser() if path else None
+
+
+def _stamp(path):
+    """Changes when the file does, so that a data set kept in memory is not an old one."""
+    if path is None:
+        return None
+    if not path.exists():
+        raise CcdError(f"there is no {path}; give an existing file (npz:PATH) or folder (folder:PATH)")
+    return path.stat().st_mtime_ns
+
+
+@lru_cache(maxsize=4)
+def _load(name, side, stamp):
+    source, path = _source(name)
+    arrays, class_names = source.load(path, side) if source.takes_path else source.load()
+    tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
+    mean, std = source.statistics or _statistics(tensors["train_images"])
+    pad = tensors["train_images"].shape[2] // 8
+    return Data(name, **tensors, class_names=class_names, mean=mean, std=std, pad=pad, flip=source.flip,
+                fingerprint=_fingerprint(arrays))  # fmt: skip
+
+
+def _fingerprint(arrays):
+    digest = hashlib.sha256()
+    for key in ARRAYS:
+        digest.update(repr((key, arrays[key].shape)).encode())
+        digest.update(np.ascontiguousarray(arrays[key]).data)
+    return digest.hexdigest()
+
+
+def _statistics(images):
+    """Mean and standard deviation per channel, of values in 0..1, to four digits as the literature gives them."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in range(images.shape[1]):
+        share = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        share /= share.sum()
+        middle = (share * values).sum()
+        mean.append(round(middle.item(), 4))
+        std.append(max(round((share * (values - middle) ** 2).sum().sqrt().item(), 4), 1e-4))
+    return tuple(mean), tuple(std)
+
+
+def _digits():
+    from PIL import Image
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    # Grey levels 0..16 become 0..255, then 8 x 8 becomes 16 x 16: large enough for three stages and the policies.
+    scans = (digits.images * 255 / 16).round().astype(np.uint8)
+    enlarge = [np.array(Image.fromarray(scan).resize((16, 16), Image.Resampling.BICUBIC)) for scan in scans]
+    images, labels = np.stack(enlarge)[:, None], digits.target.astype(np.int64)
+    rows = train_test_split(np.arange(len(labels)), train_size=1000, stratify=labels, random_state=0)
+    arrays = {}
+    for split, chosen in zip(SPLITS, rows, strict=True):
+        arrays |= {f"{split}_images": images[np.sort(chosen)], f"{split}_labels": labels[np.sort(chosen)]}
+    return arrays, tuple(str(d) for d in range(10))
+
+
+def _npz(path, side):
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in ARRAYS if key not in archive.files]
+            if missing:
+                raise CcdError(
+                    f"{path} lacks {', '.join(missing)}; it has {', '.join(archive.files) or 'nothing'}. "
+                    f"An npz data set needs the arrays {', '.join(ARRAYS)}"
+                )
+            arrays = {key: archive[key] for key in ARRAYS}
+            names = tuple(map(str, archive["label_names"])) if "label_names" in archive.files else None
+    except CcdError:
+        raise
+    except Exception as error:  # numpy raises many kinds for a file that is no (whole) archive
+        raise CcdError(f"{path} cannot be read as an npz archive ({error}); write it with numpy.savez") from error
+    for split in SPLITS:
+        arrays[f"{split}_images"] = _nchw(arrays[f"{split}_images"], f"{split}_images of {path}")
+        arrays[f"{split}_labels"] = _whole(arrays[f"{split}_labels"], f"{split}_labels of {path}")
+    return _checked(arrays, names, str(path))
+
+
+def _nchw(images, where):
+    if images.dtype != np.uint8:
+        raise CcdError(f"{where} is {images.dtype}; images must be uint8 with values 0 to 255")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise CcdError(f"{where} has shape {images.shape}; allowed are (N, H, W) and (N, H, W, C) with C of 1 or 3")
+    return images.transpose(0, 3, 1, 2)
+
+
+def _whole(labels, where):
+    labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels  # MedMNIST writes (N, 1)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise CcdError(f"{where} is {labels.dtype} of shape {labels.shape}; labels must be whole numbers (N,)")
+    return labels.astype(np.int64)
+
+
+def _checked(arrays, names, where):
+    """The arrays and the class names, when labels and images fit together; CcdError otherwise."""
+    for split in SPLITS:
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        if len(images) != len(labels) or not len(images):
+            raise CcdError(f"{where}: {len(images)} {split} images and {len(labels)} labels; needed is as many, above 0")
+    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
+        shapes = [arrays[f"{split}_images"].shape[1:] for split in SPLITS]
+        raise CcdError(f"{where}: train images (C, H, W) are {shapes[0]}, test images {shapes[1]}; they must agree")
+    train = arrays["train_labels"]
+    classes = len(names) if names else int(train.max()) + 1
+    for split in SPLITS:
+        low, high = arrays[f"{split}_labels"].min(), arrays[f"{split}_labels"].max()
+        if low < 0 or high >= classes:
+            raise CcdError(f"{where}: {split} labels go from {low} to {high}; allowed are 0 to {classes - 1}")
+    empty = np.flatnonzero(np.bincount(train, minlength=classes) == 0)
+    if len(empty) or classes < 2:
+        raise CcdError(
+            f"{where}: of {classes} classes, {len(empty)} have no training image ({', '.join(map(str, empty[:9]))}); "
+            "number the classes 0, 1, 2 ... without gaps, at least two"
+        )
+    return arrays, names or tuple(map(str, range(classes)))
+
+
+def _cifar(name):
+    def load():
+        from ccdlib.vision import torchvision
+
+        root = paths.downloads()
+        try:
+            parts = [getattr(torchvision.datasets, name)(root, train=train, download=True) for train in (True, False)]
+        except (OSError, RuntimeError) as error:
+            raise CcdError(
+                f"{name} is not in {root} and could not be downloaded ({error}). Connect to the network once, put "
+                "torchvision's archive there (or name its folder in CCD_DATA), or use data 'digits' or 'npz:PATH'"
+            ) from error
+        arrays = {}
+        for split, part in zip(SPLITS, parts, strict=True):
+            arrays |= {f"{split}_images": part.data.transpose(0, 3, 1, 2), f"{split}_labels": np.array(part.targets)}
+        return _checked(arrays, tuple(parts[0].classes), name)
+
+    return load
+
+
+def _folder(path, side):
+    from ccdlib.vision import torchvision
+
+    if not isinstance(side, int) or side < 8:
+        raise CcdError(f"side = {side!r} for {path}: allowed are whole numbers of pixels from 8")
+    arrays, classes = {}, None
+    for split, part in zip(SPLITS, ("train", "val"), strict=True):
+        try:
+            found = torchvision.datasets.ImageFolder(path / part)
+        except FileNotFoundError as error:
+            raise CcdError(
+                f"{path / part}: {error}. A folder data set has train/CLASS/*.png and val/CLASS/*.png (or .jpg ...), "
+                "at least one image a class"
+            ) from error
+        if classes not in (None, found.classes):
+            raise CcdError(f"{path}: train/ has the classes {classes}, val/ has {found.classes}; they must be the same")
+        classes = found.classes
+        with ThreadPoolExecutor() as pool:
+            images = list(pool.map(lambda sample: _read_image(sample[0], side), found.samples))
+        arrays |= {f"{split}_images": np.stack(images).transpose(0, 3, 1, 2), f"{split}_labels": np.array(found.targets)}
+    return _checked(arrays, tuple(classes), str(path))
+
+
+def _read_image(file, side):
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return np.array(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files
+        raise CcdError(f"{file} cannot be read as an image ({error}); repair it or take it out") from error
+
+
+DATASETS.update(
+    digits=Source(_digits, flip=False),  # a mirrored digit is another sign
+    cifar10=Source(_cifar("CIFAR10"), statistics=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))),
+    cifar100=Source(_cifar("CIFAR100"), statistics=((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))),
+    npz=Source(_npz, takes_path=True),
+    folder=Source(_folder, takes_path=True),
+)

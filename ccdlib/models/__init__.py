@@ -1,0 +1,181 @@
+"""Backbones by name, all with one contract: `network(x) -> Output(logits, feats, pooled)`.
+
+pytorchcv and torchvision hold the networks; a row of MODELS says how to take one apart into stem, stages and tail.
+Parameters and multiply-adds of every row are those of methods.md, section 8 (tests/test_models.py).
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ccdlib.registry import CcdError, Registry
+from ccdlib.streams import stream
+
+
+class Output(NamedTuple):
+    """What a backbone says about B images."""
+
+    logits: torch.Tensor  # (B, classes)
+    feats: tuple[torch.Tensor, ...]  # one (B, c, h, w) per stage
+    pooled: torch.Tensor  # (B, D), the input of the last linear layer
+
+
+class Backbone(nn.Module):
+    """Stem, stages, tail, global average, linear head; a kept library makes all but the last two."""
+
+    def __init__(self, stem, stages, tail, width, classes):
+        super().__init__()
+        self.stem, self.stages, self.tail = stem, nn.ModuleList(stages), tail
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        """x (B, C, H, W) float, normalised -> Output."""
+        x = self.stem(x)
+        feats = []
+        for stage in self.stages:
+            x = stage(x)
+            feats.append(x)
+        pooled = F.adaptive_avg_pool2d(self.tail(x), 1).flatten(1)
+        return Output(self.head(pooled), tuple(feats), pooled)
+
+
+MODELS = Registry("model")
+
+
+def build(name, classes=10, channels=3, seed=0):
+    """The network `name` with fresh weights.
+
+    classes: width of the logits; channels: 1 or 3 image channels; seed: initial weights are a function of it alone
+    (He normal fan-out convolutions, He et al. 2015; PyTorch's uniform default for linear layers; batch norms 1 and 0).
+    Errors: CcdError for an unknown name, fewer than two classes, or other channels. The network works from images of
+    8 x 8 on (32 x 32 for the ImageNet networks).
+    """
+    make = MODELS[name]
+    if not isinstance(classes, int) or classes < 2:
+        raise CcdError(f"classes = {classes!r} for model {name!r}: allowed are whole numbers from 2")
+    if channels not in (1, 3):
+        raise CcdError(f"channels = {channels!r} for model {name!r}: allowed are 1 (grey) and 3 (RGB)")
+    with torch.device("meta"):  # no memory, no random numbers: the weights are drawn below, from our own stream
+        network = make(classes, channels)
+    return _initialise(network.to_empty(device="cpu"), stream(seed, "weights"))
+
+
+def _initialise(network, generator):
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.reset_parameters()
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise TypeError(f"no initialisation is written for {type(module).__name__}; add it to _initialise")
+    return network
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _resnet(depth, widths=(16, 32, 64), stem=16):
+    def make(classes, channels):
+        from pytorchcv.models.resnet_cifar import CIFARResNet
+
+        blocks = (depth - 2) // 6
+        net = CIFARResNet([[w] * blocks for w in widths], stem, bottleneck=False, in_channels=channels).features
+        return Backbone(net.init_block, [net.stage1, net.stage2, net.stage3], nn.Identity(), widths[-1], classes)
+
+    return make
+
+
+def _wrn(depth, widen):
+    def make(classes, channels):
+        from pytorchcv.models.wrn_cifar import CIFARWRN
+
+        blocks = (depth - 4) // 6
+        widths = [16 * widen, 32 * widen, 64 * widen]
+        net = CIFARWRN([[w] * blocks for w in widths], 16, in_channels=channels).features
+        stages = [net.stage1, net.stage2, net.stage3]
+        return Backbone(net.init_block, stages, net.post_activ, widths[-1], classes)
+
+    return make
+
+
+def _vgg13(classes, channels):
+    from ccdlib.vision import torchvision
+
+    layers = torchvision.models.vgg.make_layers(
+        [64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, 512, 512], batch_norm=True
+    )
+    layers[0] = nn.Conv2d(channels, 64, 3, padding=1)
+    # Two convolutions are six layers (conv, norm, ReLU twice); a stage begins with its pooling.
+    return Backbone(layers[:6], [layers[6:13], layers[13:20], layers[20:]], nn.Identity(), 512, classes)
+
+
+def _mobilenet_v2(classes, channels):
+    from ccdlib.vision import torchvision
+
+    # The network of the distillation literature expands even where the factor is one; torchvision leaves that layer out
+    # when the factor is exactly one, and rounds the hidden width, so a factor a hair above one gives the layer.
+    one = 1 + 1e-9
+    setting = [(one, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+    net = torchvision.models.MobileNetV2(width_mult=0.5, inverted_residual_setting=setting, round_nearest=1).features
+    net[0][0] = nn.Conv2d(channels, 16, 3, stride=1, padding=1, bias=False)
+    # Blocks 1 to 17 after the stem; a stage begins where the resolution halves.
+    return Backbone(net[:4], [net[4:7], net[7:14], net[14:18]], net[18], 1280, classes)
+
+
+def _shufflenet_v1(classes, channels):
+    from ccdlib.models.shufflenet import stages
+
+    return Backbone(_pointwise_stem(channels), stages(), nn.Identity(), 960, classes)
+
+
+def _shufflenet_v2(classes, channels):
+    from ccdlib.vision import torchvision
+
+    net = torchvision.models.shufflenet_v2_x1_0()
+    stages = [net.stage2, net.stage3, net.stage4]
+    return Backbone(_pointwise_stem(channels), stages, net.conv5, 1024, classes)
+
+
+def _pointwise_stem(channels):
+    """The ShuffleNets' stem for small images: 1 x 1, stride 1, no pooling."""
+    return nn.Sequential(nn.Conv2d(channels, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU(inplace=True))
+
+
+def _imagenet_resnet(name):
+    def make(classes, channels):
+        from ccdlib.vision import torchvision
+
+        net = getattr(torchvision.models, name)()
+        net.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+        stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+        return Backbone(stem, [net.layer1, net.layer2, net.layer3, net.layer4], nn.Identity(), 512, classes)
+
+    return make
+
+
+MODELS.update(
+    resnet8=_resnet(8),
+    resnet20=_resnet(20),
+    resnet56=_resnet(56),
+    resnet8x4=_resnet(8, (64, 128, 256), 32),
+    resnet32x4=_resnet(32, (64, 128, 256), 32),
+    wrn_16_1=_wrn(16, 1),
+    wrn_16_2=_wrn(16, 2),
+    wrn_40_1=_wrn(40, 1),
+    wrn_40_2=_wrn(40, 2),
+    vgg13=_vgg13,
+    mobilenet_v2=_mobilenet_v2,
+    shufflenet_v1=_shufflenet_v1,
+    shufflenet_v2=_shufflenet_v2,
+    resnet18=_imagenet_resnet("resnet18"),
+    resnet34=_imagenet_resnet("resnet34"),
+)

@@ -1,0 +1,24 @@
+"""Where things are. Never the working directory: notebooks run in several."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+PARAMS = ROOT / "params"
+
+
+def outputs():
+    """The folder of everything computed: $CCD_OUTPUTS, else outputs/ of this checkout."""
+    return Path(os.environ.get("CCD_OUTPUTS") or ROOT / "outputs").resolve()
+
+
+def downloads():
+    """Where torchvision keeps what it downloads: $CCD_DATA, else data/ of this checkout."""
+    return Path(os.environ.get("CCD_DATA") or ROOT / "data").resolve()
+
+
+def shown(path):
+    """A path as a person wants to read it: relative to the checkout where it lies inside."""
+    path = Path(path)
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)

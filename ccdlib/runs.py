@@ -1,0 +1,312 @@
+"""The run store: one folder a trained network, outputs/runs/<method>-<hash>/.
+
+    config.json          what was asked for, and what the data and the teacher were
+    curves.csv           one row an epoch
+    weights.safetensors  the network after the last epoch
+    resume.pt            while unfinished: weights, momentum, curves of the last finished epoch
+    metrics.json         written last, the mark of a finished run: accuracies and provenance
+
+Files appear whole or not at all. A finished run is found again, an unfinished one goes on from its last epoch, and a damaged
+one is named and left alone until the caller asks for a repair.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as safetensors
+
+from ccdlib import paths
+from ccdlib.config import Checkpoint
+from ccdlib.registry import CcdError
+
+# Raised by hand when the training arithmetic changes, so that results of the old one are not taken for the new one's.
+# tests/test_train.py holds golden numbers of a short training and fails when somebody forgets.
+PROTOCOL = 1
+
+# The modules whose code can change a result; their hash is kept with every run.
+SHAPING = ("augment", "config", "data", "losses", "models/__init__", "models/shufflenet", "streams", "train")
+
+
+class DamagedRun(CcdError):
+    """A file of the run store that is not what was written."""
+
+
+def write_whole(path, content):
+    """Write bytes or text so that `path` has all of it or stays as it was; CcdError where the disk says no."""
+    path = Path(path)
+    content = content.encode() if isinstance(content, str) else content
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        try:
+            beside.unlink(missing_ok=True)
+        except OSError:
+            pass
+        raise CcdError(
+            f"{path} could not be written ({error.strerror}). Free some space, or name another folder in CCD_OUTPUTS; what "
+            "was computed before is kept, and the same command goes on from there"
+        ) from error
+
+
+def sha256(path):
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- weights
+
+
+def save_weights(path, network, **facts):
+    """Write a network's state as safetensors, with `facts` (strings) in its header."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_whole(path, safetensors.save(state, metadata={key: str(value) for key, value in facts.items()}))
+
+
+def load_weights(path, network, model):
+    """Fill `network` (a backbone `model`) from a safetensors file; CcdError where the file is damaged or another's."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise CcdError(f"{path} is no whole safetensors file ({error}); copy it again, or train the run again") from error
+    if facts.get("model", model) != model:
+        raise CcdError(f"{path} holds a {facts['model']}, not the {model} that was asked for; name the right model or file")
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if wanted != given:
+        names = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+        raise CcdError(
+            f"{path} does not fit {model}: {len(names)} tensors differ, such as {names[0]} (file: {given.get(names[0])}, "
+            f"{model}: {wanted.get(names[0])}). Name the model, classes and channels it was trained with"
+        )
+    network.load_state_dict(state)
+    return network
+
+
+# ---------------------------------------------------------------- provenance
+
+
+@lru_cache(maxsize=1)
+def source_hash():
+    """A hash of the code that can change a result."""
+    digest = hashlib.sha256()
+    for name in SHAPING:
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def git_state():
+    """(commit, dirty) of this checkout; ("unknown", None) outside of git."""
+    ask = ("git", "-C", str(paths.ROOT))
+    try:
+        commit = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*ask, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", None
+    return commit, bool(status.strip())
+
+
+def hardware(device="cpu"):
+    """One line: the GPU's name, or the processor's architecture and the threads in use."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def provenance(device="cpu"):
+    """Where a result comes from: code, versions, machine, date. Strings, whole numbers and booleans only."""
+    commit, dirty = git_state()
+    return {
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "source": source_hash(),
+        "protocol": PROTOCOL,
+        "versions": {name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
+        "python": platform.python_version(),
+        "device": str(device),
+        "hardware": hardware(device),
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+# ---------------------------------------------------------------- one run
+
+
+def identity(config, fingerprint):
+    """Everything that shaped a run, as a plain dict: its configuration, its data by content, its teacher by identity.
+
+    fingerprint: a function from a configuration to the fingerprint of its data.
+    """
+    facts = config.model_dump(mode="json", exclude={"device", "teacher", "data"})
+    if isinstance(config.teacher, Checkpoint):
+        facts["teacher"] = {"model": config.teacher.model, "sha256": sha256(_existing(config.teacher.file))}
+    elif config.teacher is not None:
+        facts["teacher"] = identity(config.teacher, fingerprint)
+    return facts | {"data": fingerprint(config), "protocol": PROTOCOL}
+
+
+def _existing(file):
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise CcdError(f"there is no teacher checkpoint {path}; give a .safetensors file, or teacher=RunConfig(...)")
+    return path
+
+
+class Folder:
+    """The folder of one run."""
+
+    def __init__(self, config, facts):
+        self.config, self.facts = config, facts
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        self.path = paths.outputs() / "runs" / f"{config.method}-{digest[:12]}"
+
+    def file(self, name):
+        """The path of one of its files."""
+        return self.path / name
+
+    @contextmanager
+    def lock(self, say=print):
+        """Hold the run: a second process that asks for it waits here, and finds it finished. Freed when a process dies."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.file(".lock"))
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                say(f"{paths.shown(self.path)}: another process is training this run; waiting for it")
+                lock.acquire()
+        except OSError as error:
+            raise CcdError(
+                f"{self.path} is not a folder that can be written ({error.strerror}); name another one in CCD_OUTPUTS"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # -- a finished run
+
+    @property
+    def finished(self):
+        """Whether the done-marker is there."""
+        return self.file("metrics.json").exists()
+
+    @cached_property
+    def metrics(self):
+        """metrics.json as a dict."""
+        return self._read("metrics.json", json.loads)
+
+    def curves(self):
+        """One dict an epoch, from curves.csv; an accuracy that was not measured is None."""
+
+        def parse(text):
+            rows = list(csv.DictReader(io.StringIO(text)))
+            return [{key: _number(value) for key, value in row.items()} for row in rows]
+
+        rows = self._read("curves.csv", parse)
+        if len(rows) != self.config.epochs:
+            raise self._damaged("curves.csv", f"{len(rows)} rows for {self.config.epochs} epochs")
+        return rows
+
+    def verify(self):
+        """Raise DamagedRun unless all files of a finished run are what was written."""
+        recorded = self.metrics.get("weights_sha256")
+        if not self.file("weights.safetensors").exists() or sha256(self.file("weights.safetensors")) != recorded:
+            raise self._damaged("weights.safetensors", "its content is not what metrics.json records")
+        self.curves()
+        return self
+
+    def _read(self, name, parse):
+        try:
+            return parse(self.file(name).read_text())
+        except (OSError, ValueError) as error:
+            raise self._damaged(name, error) from error
+
+    def _damaged(self, name, why):
+        return DamagedRun(
+            f"{paths.shown(self.file(name))} is damaged ({why}). Put the file back, or train this run again with "
+            "fit(config, repair=True) or `ccd run --repair`, which keeps the damaged folder under another name"
+        )
+
+    def set_aside(self):
+        """Rename a damaged run's folder, so that it can be trained again and nothing is lost."""
+        aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+        os.replace(self.path, aside)
+        self.__dict__.pop("metrics", None)
+        return aside
+
+    # -- an unfinished run
+
+    def start(self):
+        """Write config.json, for people; the folder's name is the identity."""
+        asked = self.config.model_dump(mode="json")
+        write_whole(self.file("config.json"), json.dumps({"asked": asked, "identity": self.facts}, indent=2) + "\n")
+
+    def save_state(self, epoch, network, optimiser, rows):
+        """Keep what the next epoch needs: tensors, strings and numbers only."""
+        momentum = [optimiser.state[p]["momentum_buffer"] for p in network.parameters()]
+        state = {"epochs_done": epoch, "weights": network.state_dict(), "momentum": momentum, "curves": json.dumps(rows)}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_whole(self.file("resume.pt"), buffer.getvalue())
+
+    def load_state(self, network, optimiser):
+        """(epochs done, curve rows), after putting the kept weights and momentum back; (0, []) for a fresh run."""
+        if not self.file("resume.pt").exists():
+            return 0, []
+        try:
+            state = torch.load(self.file("resume.pt"), map_location="cpu", weights_only=True)
+            rows = json.loads(state["curves"])
+            network.load_state_dict(state["weights"])
+            for parameter, kept in zip(network.parameters(), state["momentum"], strict=True):
+                # Laid out like its parameter, so that the update runs the same code as without the interruption.
+                optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(kept)
+        except Exception as error:  # torch raises many kinds for a file that is not whole
+            raise self._damaged("resume.pt", f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        return state["epochs_done"], rows
+
+    def finish(self, network, rows, metrics):
+        """Write curves, weights and, last, the done-marker; then drop the resume state."""
+        self.save_curves(rows)
+        save_weights(self.file("weights.safetensors"), network, model=self.config.model, run=self.path.name)
+        metrics = metrics | {"weights_sha256": sha256(self.file("weights.safetensors"))}
+        write_whole(self.file("metrics.json"), json.dumps(metrics, indent=2) + "\n")
+        self.file("resume.pt").unlink(missing_ok=True)
+
+    def save_curves(self, rows):
+        """Write curves.csv."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.file("curves.csv"), text.getvalue())
+
+
+def _number(text):
+    if text == "":
+        return None
+    return int(text) if text.isdecimal() else float(text)

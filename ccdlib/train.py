@@ -1,0 +1,279 @@
+"""fit and evaluate: one loop for a teacher, a student alone and every method that compares logits or features."""
+
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from ccdlib.augment import crop_and_flip, draw_crops, normalise, rotations
+from ccdlib.config import VIEWS, Checkpoint, RunConfig
+from ccdlib.data import load_data
+from ccdlib.losses import LOSSES
+from ccdlib.models import build
+from ccdlib.registry import CcdError
+from ccdlib.runs import DamagedRun, Folder, _existing, identity, load_weights, provenance
+from ccdlib.streams import stream
+
+
+class Diverged(CcdError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    accuracy: top-1 on the test set after the last epoch, in percent: the result. best_on_test: the best epoch's, chosen on
+    the test set itself and therefore too high; only for comparison with papers that report it. curves: one dict an epoch.
+    folder: the run's folder. seconds: of training, over all pieces. model(): the network, in eval mode on the CPU.
+    """
+
+    config: RunConfig
+    accuracy: float
+    best_on_test: float
+    curves: list
+    folder: Path
+    metrics: dict
+    classes: int
+    channels: int
+
+    @property
+    def seconds(self):
+        return self.metrics["seconds"]
+
+    def model(self):
+        """The trained network, in eval mode on the CPU."""
+        network = build(self.config.model, classes=self.classes, channels=self.channels)
+        return load_weights(self.folder / "weights.safetensors", network, self.config.model).eval()
+
+
+def fit(config, show="auto", repair=None):
+    """Train the network that `config` describes, or find it trained; its teacher first. Returns a Result.
+
+    show: "epochs" (one printed line an epoch, also of a run that is found), "bar" (tqdm), "none", or "auto": bar on an
+    interactive command line, none elsewhere. repair: train a damaged run again, keeping its folder under another name;
+    None: as $CCD_REPAIR says. Errors: CcdError, before any training wherever it can be known then; Diverged during it.
+    """
+    if show not in ("auto", "epochs", "bar", "none"):
+        raise CcdError(f"show = {show!r}: allowed are auto, epochs, bar, none")
+    show = ("bar" if sys.stderr.isatty() else "none") if show == "auto" else show
+    repair = os.environ.get("CCD_REPAIR") == "1" if repair is None else repair
+    device = _device(config.device)
+    data = _data(config)
+    _check_teacher(config, data)
+    folder = Folder(config, identity(config, lambda c: _data(c).fingerprint))
+    try:
+        found = folder.finished and folder.verify()
+    except DamagedRun:
+        if not repair:
+            raise
+        folder.set_aside()
+        found = False
+    if not found:
+        teacher = _teacher(config, data, repair)
+        with folder.lock():
+            if not folder.finished:  # another process may have finished it meanwhile
+                _train(config, data.to(device), teacher, folder, device, show, repair)
+    elif show == "epochs":
+        for row in folder.curves():
+            print(_line(config, row))
+    metrics = folder.metrics
+    return Result(config, metrics["accuracy"], metrics["best_on_test"], folder.curves(), folder.path, metrics,
+                  data.classes, data.channels)  # fmt: skip
+
+
+def _device(name):
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CcdError("device 'cuda' was asked for and no CUDA device is there; use device 'auto' or 'cpu'")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _data(config):
+    return load_data(config.data, side=config.side, n_train=config.n_train, seed=config.subset_seed)
+
+
+def _check_teacher(config, data):
+    if isinstance(config.teacher, RunConfig):
+        taught = _data(config.teacher)
+        if (taught.classes, taught.channels) != (data.classes, data.channels):
+            raise CcdError(
+                f"the teacher's data {config.teacher.data!r} has {taught.classes} classes and {taught.channels} channels, the "
+                f"student's {config.data!r} {data.classes} and {data.channels}; train the teacher on data of the same kind"
+            )
+
+
+def _teacher(config, data, repair):
+    """The teacher network in eval mode on the CPU, trained first if it has to be; None where there is none."""
+    if isinstance(config.teacher, Checkpoint):
+        network = build(config.teacher.model, classes=data.classes, channels=data.channels)
+        return load_weights(_existing(config.teacher.file), network, config.teacher.model).eval()
+    if config.teacher is None:
+        return None
+    return fit(config.teacher.model_copy(update={"device": config.device}), show="none", repair=repair).model()
+
+
+# ---------------------------------------------------------------- views
+
+
+class EpochViews:
+    """The views of one epoch: all draws made at its start, from streams that only seed, epoch and view name.
+
+    Draws belong to images, not to positions in a batch, so arms of one seed share them whatever else differs; an arm with
+    an augmented twin sees the same originals as an arm without.
+    """
+
+    def __init__(self, config, data, epoch):
+        self.config, self.data = config, data
+        n = len(data.train_labels)
+        flip = data.flip if config.flip is None else config.flip
+        base_views = 1 if config.views == "rotation" else VIEWS[config.views]
+        self.crops = [draw_crops(n, data.pad, flip, stream(config.seed, "base", epoch, v)) for v in range(base_views)]
+        self.draws = config.policy.draw(n, stream(config.seed, "policy", epoch)) if config.policy else None
+
+    def batch(self, rows):
+        """Views first, normalised: (V * len(rows), C, H, W) float32 for the images in `rows` (CPU row numbers)."""
+        images = self.data.train_images[rows.to(self.data.train_images.device)]
+        views = [images] * len(self.crops)
+        if self.draws is not None:
+            views[1] = self.config.policy.apply(images, self.draws[rows])
+        cropped = [crop_and_flip(v, c[rows], self.data.pad) for v, c in zip(views, self.crops, strict=True)]
+        joined = rotations(cropped[0]) if self.config.views == "rotation" else torch.cat(cropped)
+        return normalise(joined, self.data.mean, self.data.std)
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def _train(config, data, teacher, folder, device, show, repair):
+    network = build(config.model, data.classes, data.channels, config.seed).to(device, memory_format=torch.channels_last)
+    if teacher is not None:
+        teacher = teacher.to(device, memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay,
+                                nesterov=config.momentum > 0)  # fmt: skip
+    try:
+        done, rows = folder.load_state(network, optimiser)
+    except DamagedRun:
+        if not repair:
+            raise
+        folder.file("resume.pt").rename(folder.file("resume.damaged.pt"))
+        return _train(config, data, teacher, folder, device, show, repair)
+    folder.start()
+    for epoch in _epochs(config, done, show):
+        began = time.perf_counter()
+        row = _epoch(config, data, teacher, network, optimiser, epoch, device)
+        last = epoch + 1 == config.epochs
+        row["test_accuracy"] = None
+        if last or (epoch + 1) % config.eval_every == 0:
+            row["test_accuracy"] = evaluate(network, data, device)["accuracy"]
+        rows.append(row | {"seconds": round(time.perf_counter() - began, 4)})
+        if not last:
+            folder.save_state(epoch + 1, network, optimiser, rows)
+            folder.save_curves(rows)
+        if show == "epochs":
+            print(_line(config, rows[-1]))
+    folder.finish(network, rows, _metrics(rows, data, device, len(rows) - done))
+
+
+def _epoch(config, data, teacher, network, optimiser, epoch, device):
+    """Train one epoch; its row of the curves."""
+    network.train()
+    for group in optimiser.param_groups:
+        group["lr"] = config.lr_at(epoch)
+    loss, views = LOSSES[config.method], EpochViews(config, data, epoch)
+    order = torch.randperm(len(data.train_labels), generator=stream(config.seed, "order", epoch))
+    history, correct, seen = [], 0, 0
+    # Parts of nearly equal size: no last batch of one image, on which batch norm fails.
+    for rows in order.tensor_split(math.ceil(len(order) / config.batch)):
+        inputs, labels = views.batch(rows), data.train_labels[rows.to(device)]
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.no_grad():
+                target = None if teacher is None else _float(teacher(inputs))
+            output = _float(network(inputs))
+        terms = loss(output, target, labels, **config.settings)
+        optimiser.zero_grad(set_to_none=True)
+        sum(terms.values()).backward()
+        optimiser.step()
+        history.append(torch.stack([t.detach() for t in terms.values()]))
+        correct = correct + (output.logits.argmax(1) == labels.repeat(len(inputs) // len(labels))).sum()
+        seen += len(inputs)
+    # Looked at once an epoch, so that a GPU never waits for it; the state before this epoch is still on disk.
+    history = torch.stack(history)  # (steps, terms)
+    broken = (~history.isfinite().all(1)).nonzero()
+    if len(broken):
+        raise Diverged(
+            f"the loss is not a finite number any more: epoch {epoch + 1}, step {broken[0].item() + 1} of {len(history)}, "
+            f"{dict(zip(terms, history[broken[0].item()].tolist(), strict=True))}. The state after epoch {epoch} is kept; "
+            f"lower lr (it was {config.lr:g}), or look at the data"
+        )
+    means = dict(zip(terms, history.mean(0).tolist(), strict=True))
+    return {"epoch": epoch + 1, "lr": config.lr_at(epoch)} | means | {"train_accuracy": 100 * correct.item() / seen}
+
+
+def _float(output):
+    """Logits and pooled features in float32, whatever autocast made of them: losses are computed in full precision."""
+    return output._replace(logits=output.logits.float(), pooled=output.pooled.float())
+
+
+@torch.no_grad()
+def evaluate(network, data, device="cpu", images=None, labels=None, batch=500):
+    """{"accuracy" (percent), "loss"} of a network on the test set, or on given uint8 images and their labels."""
+    network.eval()
+    images = data.test_images if images is None else images
+    labels = data.test_labels if labels is None else labels
+    logits = predict(network, data, images, device, batch)
+    labels = labels.to(logits.device)
+    accuracy = 100 * (logits.argmax(1) == labels).double().mean().item()
+    return {"accuracy": accuracy, "loss": F.cross_entropy(logits, labels).item()}
+
+
+@torch.no_grad()
+def predict(network, data, images, device="cpu", batch=500):
+    """Logits (N, classes) float32 of uint8 images (N, C, H, W), normalised as `data` says, in eval mode."""
+    network.eval()
+    device = torch.device(device)
+    logits = []
+    for part in images.split(batch):
+        inputs = normalise(part.to(device), data.mean, data.std).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits.append(network(inputs).logits.float())
+    return torch.cat(logits)
+
+
+def _metrics(rows, data, device, epochs_here):
+    tested = [(row["test_accuracy"], row["epoch"]) for row in rows if row["test_accuracy"] is not None]
+    best, best_epoch = max(tested, key=lambda pair: (pair[0], -pair[1]))
+    return {
+        "accuracy": rows[-1]["test_accuracy"],
+        "best_on_test": best,
+        "best_on_test_epoch": best_epoch,
+        "train_images": len(data.train_labels),
+        "test_images": len(data.test_labels),
+        "seconds": round(sum(row["seconds"] for row in rows), 3),
+        "resumed": epochs_here < len(rows),
+        "data": {"name": data.name, "sha256": data.fingerprint},
+        "provenance": provenance(device),
+    }
+
+
+def _epochs(config, done, show):
+    if show != "bar":
+        return range(done, config.epochs)
+    from tqdm import tqdm
+
+    label = f"{config.model} {config.method} seed {config.seed}"
+    return tqdm(range(done, config.epochs), label, total=config.epochs, initial=done, unit="epoch", leave=False)
+
+
+def _line(config, row):
+    """One line an epoch, without times, so that a run that is found prints what it printed when it was trained."""
+    terms = " ".join(f"{name} {value:.3f}" for name, value in row.items() if name in ("ce", "kd"))
+    test = "" if row["test_accuracy"] is None else f"  test {row['test_accuracy']:.1f} %"
+    width = len(str(config.epochs))
+    return (f"epoch {row['epoch']:{width}d}/{config.epochs}  lr {row['lr']:.4g}  {terms}  "
+            f"train {row['train_accuracy']:.1f} %{test}")  # fmt: skip

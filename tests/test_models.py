@@ -1,0 +1,94 @@
+"""Every backbone: the exact numbers of methods.md (section 8), the contract, and the initial weights."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ccdlib.models import MODELS, build
+from ccdlib.registry import CcdError, UnknownName
+
+# name: parameters, millions of multiply-adds of one image
+CIFAR = {
+    "resnet8": (83_892, 12.5),
+    "resnet20": (278_324, 40.8),
+    "resnet56": (861_620, 125.8),
+    "resnet8x4": (1_233_540, 177.1),
+    "resnet32x4": (7_433_860, 1083.0),
+    "wrn_16_1": (180_916, 26.7),
+    "wrn_16_2": (703_284, 101.1),
+    "wrn_40_1": (569_780, 83.3),
+    "wrn_40_2": (2_255_156, 327.6),
+    "vgg13": (9_462_180, 284.9),
+    "mobilenet_v2": (812_836, 25.7),
+    "shufflenet_v1": (949_258, 38.7),
+    "shufflenet_v2": (1_355_528, 44.5),
+}
+IMAGENET = {"resnet18": (11_689_512, 1814.1), "resnet34": (21_797_672, 3663.8)}
+FAMILIES = ["resnet8", "wrn_16_1", "vgg13", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2", "resnet18"]
+
+
+def test_no_model_is_left_out():
+    assert set(MODELS) == set(CIFAR) | set(IMAGENET)
+
+
+@pytest.mark.parametrize("name", [*CIFAR, *IMAGENET])
+def test_parameters_and_multiply_adds(name):
+    (parameters, millions), side, classes = (CIFAR[name], 32, 100) if name in CIFAR else (IMAGENET[name], 224, 1000)
+    network = build(name, classes=classes).eval()
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        network(torch.zeros(1, 3, side, side))
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    tenth = 1e5
+    assert flops.get_total_flops() / 2 == pytest.approx(millions * tenth * 10, abs=0.5 * tenth + 1)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [16, 32])
+def test_output_contract(name, channels, side):
+    network = build(name, classes=7, channels=channels)
+    out = network(torch.randn(4, channels, side, side, generator=torch.Generator().manual_seed(0)))
+    assert out.logits.shape == (4, 7)
+    assert out.pooled.shape == (4, network.head.in_features)
+    assert len(out.feats) == (4 if name == "resnet18" else 3)
+    assert all(f.ndim == 4 and len(f) == 4 for f in out.feats)
+    sides = [f.shape[-1] for f in out.feats]
+    assert sides == sorted(sides, reverse=True)
+    out.logits.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_feats_are_what_later_layers_left_untouched():
+    # An in-place ReLU in the next stage would change a feature map after it was handed out.
+    for name in FAMILIES:
+        network = build(name, classes=7).eval()
+        x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            feats = network(x).feats
+            again = network.stem(x)
+            for stage, feat in zip(network.stages, feats, strict=True):
+                again = stage(again)
+                torch.testing.assert_close(feat, again, msg=f"{name}: {stage}")
+                again = again.clone()
+
+
+def test_initial_weights_are_he_normal_and_a_function_of_the_seed():
+    before = torch.get_rng_state()
+    one, same, other = build("resnet20", seed=1), build("resnet20", seed=1), build("resnet20", seed=2)
+    assert torch.equal(before, torch.get_rng_state()), "the global generator was touched"
+    for (name, a), b, c in zip(one.state_dict().items(), same.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+        if "conv.weight" in name:
+            assert not torch.equal(a, c), name
+            fan_out = a.shape[0] * a.shape[2] * a.shape[3]
+            assert a.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15), name
+    assert all(b.isfinite().all() for b in one.buffers())
+
+
+def test_wrong_requests_say_what_is_allowed():
+    with pytest.raises(UnknownName, match=r"Did you mean 'resnet8x4'.*wrn_40_2"):
+        build("resnet8x")
+    with pytest.raises(CcdError, match="classes = 1"):
+        build("resnet8", classes=1)
+    with pytest.raises(CcdError, match=r"allowed are 1 \(grey\) and 3"):
+        build("resnet8", channels=4)
