@@ -1,1 +1,49 @@
-"""placeholder"""
+"""ccdlib: what data augmentation does in knowledge distillation (Li et al., ACCV 2022; Neurocomputing 2024).
+
+The words of the kit:
+    teacher, student    a trained network, and the one that learns from it
+    view                one version of an image that the networks see; original view and augmented view
+    policy              the ops that make an augmented image: Joint Data Augmentation (JDA)
+    logits, temperature what a network says before softmax, and what softens it
+    CCD                 Cosine Confidence Distillation: KD whose augmented views are weighed by the teacher's agreement
+    run                 one network trained once; the run store keeps it
+    recipe, profile     settings of a training; settings of a notebook (smoke, lite, paper)
+"""
+
+from ccdlib.augment import OPS, POLICIES, Policy, apply_op
+from ccdlib.config import RECIPES, Checkpoint, RunConfig
+from ccdlib.data import DATASETS, Data, load_data
+from ccdlib.losses import LOSSES, WEIGHTS, confidence
+from ccdlib.models import MODELS, Output, build
+from ccdlib.notebook import Run
+from ccdlib.registry import CcdError, UnknownName
+from ccdlib.runs import DamagedRun
+from ccdlib.train import Diverged, Result, evaluate, fit, predict
+
+__all__ = [
+    "DATASETS",
+    "LOSSES",
+    "MODELS",
+    "OPS",
+    "POLICIES",
+    "RECIPES",
+    "WEIGHTS",
+    "CcdError",
+    "Checkpoint",
+    "DamagedRun",
+    "Data",
+    "Diverged",
+    "Output",
+    "Policy",
+    "Result",
+    "Run",
+    "RunConfig",
+    "UnknownName",
+    "apply_op",
+    "build",
+    "confidence",
+    "evaluate",
+    "fit",
+    "load_data",
+    "predict",
+]

@@ -12,7 +12,7 @@ Source: the JDA of Li et al., ACCV 2022, with the magnitudes of Cubuk et al., Au
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,7 +51,7 @@ class Op(NamedTuple):
 # ---------------------------------------------------------------- tables that Pillow makes
 
 
-@lru_cache(maxsize=None)
+@cache
 def _blend_table(factor, device):
     """(65536,) uint8: entry 256 a + b is Pillow's blend(a, b, factor), the arithmetic of every enhance op."""
     a, b = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8), indexing="ij")
@@ -59,7 +59,7 @@ def _blend_table(factor, device):
     return torch.from_numpy(np.array(blended)).flatten().to(device)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _point_table(name, argument, device):
     """(256,) uint8: a point op of Pillow's ImageOps, run on the grey values 0..255."""
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
@@ -67,7 +67,7 @@ def _point_table(name, argument, device):
     return torch.from_numpy(np.array(operation(ramp, *argument))).flatten().to(device)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _gather_table(kind, amount, height, width, device):
     """(H * W,) int64: which input pixel Pillow puts at each output pixel by nearest neighbour; -1 where none."""
     index = Image.fromarray(np.arange(height * width, dtype=np.int32).reshape(height, width))
@@ -80,7 +80,7 @@ def _gather_table(kind, amount, height, width, device):
     return torch.from_numpy(np.array(moved, dtype=np.int64)).flatten().to(device)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shear_table(axis, amount, height, width, device):
     """Four taps (4, H * W) int64, fraction (H * W,) float64 and inside (H * W,) bool of a bicubic shear along `axis`.
 

@@ -16,7 +16,8 @@ VIEWS = {"none": 1, "base": 2, "rotation": 4} | dict.fromkeys(POLICIES, 2)
 
 # The methods of the papers at their settings (methods.md, section 4), and a small one for minutes on a CPU.
 RECIPES = {
-    "small": {"lr": 0.05, "weight_decay": 5e-4, "batch": 50, "epochs": 30},
+    "small": {"lr": 0.05, "weight_decay": 5e-4, "batch": 25, "epochs": 30},
+    "small_teacher": {"lr": 0.05, "weight_decay": 5e-4, "batch": 50, "epochs": 15},
     "paper": {"lr": 0.1, "weight_decay": 1e-4, "batch": 128, "epochs": 240},
     "paper_teacher": {"lr": 0.1, "weight_decay": 5e-4, "batch": 128, "epochs": 240},
 }
@@ -35,7 +36,7 @@ class Strict(BaseModel):
         try:
             super().__init__(**given)
         except ValidationError as error:
-            raise CcdError("; ".join(_readable(type(self).__name__, e) for e in error.errors())) from None
+            raise CcdError(_readable(type(self).__name__, error.errors())) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -47,12 +48,12 @@ class Strict(BaseModel):
         return given
 
 
-def _readable(kind, error):
-    """One line of a pydantic error: which field, what was given, what is allowed."""
-    if not error["loc"]:  # our own checks already say it all
-        return error["msg"].removeprefix("Value error, ")
-    field = ".".join(map(str, error["loc"]))
-    return f"{kind}: {field} = {error['input']!r}: {error['msg']}"
+def _readable(kind, errors):
+    """pydantic's errors as one text: which field, what was given, what is allowed."""
+    ours = [error["msg"].removeprefix("Value error, ") for error in errors if error["type"] == "value_error"]
+    if ours:  # our own checks say it all, once is enough
+        return ours[0]
+    return "; ".join(f"{kind}: {'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in errors)
 
 
 class Checkpoint(Strict):
@@ -108,8 +109,10 @@ class RunConfig(Strict):
         if self.p is not None and self.views not in POLICIES:
             raise CcdError(f"p = {self.p} with views {self.views!r}: only a policy has a p; allowed: {', '.join(POLICIES)}")
         if self.method == "ccd" and VIEWS[self.views] != 2:
-            raise CcdError(f"method 'ccd' weighs two views an image; views {self.views!r} gives {VIEWS[self.views]}. "
-                           f"Use one of: base, {', '.join(POLICIES)}")  # fmt: skip
+            raise CcdError(
+                f"method 'ccd' weighs two views an image; views {self.views!r} gives {VIEWS[self.views]}. "
+                f"Use one of: base, {', '.join(POLICIES)}"
+            )
         if (self.teacher is not None) != needs_teacher(self.method):
             needs = "needs a teacher; give teacher=RunConfig(...)" if self.teacher is None else "uses no teacher; leave it out"
             raise CcdError(f"method {self.method!r} {needs}")

@@ -108,7 +108,7 @@ def load_data(name, *, side=32, n_train=None, seed=0, device="cpu"):
     images uint8 NHWC or NHW; optional label_names), "folder:PATH" (train/ and val/ with one folder a class, resized to
     side x side). n_train, seed: a stratified training subset, see Data.subset. Errors: CcdError.
     """
-    source, path = _source(name)
+    _, path = _source(name)
     data = _load(name, side, _stamp(path))
     if n_train is not None:
         data = data.subset(n_train, seed)
@@ -139,8 +139,16 @@ def _load(name, side, stamp):
     tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
     mean, std = source.statistics or _statistics(tensors["train_images"])
     pad = tensors["train_images"].shape[2] // 8
-    return Data(name, **tensors, class_names=class_names, mean=mean, std=std, pad=pad, flip=source.flip,
-                fingerprint=_fingerprint(arrays))  # fmt: skip
+    return Data(
+        name,
+        **tensors,
+        class_names=class_names,
+        mean=mean,
+        std=std,
+        pad=pad,
+        flip=source.flip,
+        fingerprint=_fingerprint(arrays),
+    )
 
 
 def _fingerprint(arrays):
@@ -183,7 +191,7 @@ def _digits():
 
 def _npz(path, side):
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [key for key in ARRAYS if key not in archive.files]
             if missing:
                 raise CcdError(
@@ -282,7 +290,10 @@ def _folder(path, side):
         classes = found.classes
         with ThreadPoolExecutor() as pool:
             images = list(pool.map(lambda sample: _read_image(sample[0], side), found.samples))
-        arrays |= {f"{split}_images": np.stack(images).transpose(0, 3, 1, 2), f"{split}_labels": np.array(found.targets)}
+        arrays |= {
+            f"{split}_images": np.stack(images).transpose(0, 3, 1, 2),
+            f"{split}_labels": np.array(found.targets),
+        }
     return _checked(arrays, tuple(classes), str(path))
 
 

@@ -16,8 +16,9 @@ class UnknownName(CcdError, KeyError):
 def unknown(kind, name, allowed, hint=""):
     """The error for a wrong name: the near misses first, then everything that is allowed."""
     allowed = [str(a) for a in allowed]
-    near = get_close_matches(str(name), allowed, n=1)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
+    by_lower = {a.lower(): a for a in allowed}
+    near = get_close_matches(str(name).lower(), by_lower, n=1)
+    guess = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
     return UnknownName(f"unknown {kind} {name!r}.{guess} Allowed: {', '.join(allowed)}.{hint}")
 
 

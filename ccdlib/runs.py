@@ -18,7 +18,7 @@ import os
 import platform
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -58,10 +58,8 @@ def write_whole(path, content):
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        try:
+        with suppress(OSError):
             beside.unlink(missing_ok=True)
-        except OSError:
-            pass
         raise CcdError(
             f"{path} could not be written ({error.strerror}). Free some space, or name another folder in CCD_OUTPUTS; what "
             "was computed before is kept, and the same command goes on from there"
@@ -77,10 +75,13 @@ def sha256(path):
 # ---------------------------------------------------------------- weights
 
 
-def save_weights(path, network, **facts):
-    """Write a network's state as safetensors, with `facts` (strings) in its header."""
+def save_weights(path, network, model):
+    """Write a network's state as safetensors, with the name of its `model` in the header.
+
+    Only that: safetensors writes several header entries in a random order, and equal weights should be equal files.
+    """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_whole(path, safetensors.save(state, metadata={key: str(value) for key, value in facts.items()}))
+    write_whole(path, safetensors.save(state, metadata={"model": model}))
 
 
 def load_weights(path, network, model):
@@ -269,7 +270,12 @@ class Folder:
     def save_state(self, epoch, network, optimiser, rows):
         """Keep what the next epoch needs: tensors, strings and numbers only."""
         momentum = [optimiser.state[p]["momentum_buffer"] for p in network.parameters()]
-        state = {"epochs_done": epoch, "weights": network.state_dict(), "momentum": momentum, "curves": json.dumps(rows)}
+        state = {
+            "epochs_done": epoch,
+            "weights": network.state_dict(),
+            "momentum": momentum,
+            "curves": json.dumps(rows),
+        }
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_whole(self.file("resume.pt"), buffer.getvalue())
@@ -292,7 +298,7 @@ class Folder:
     def finish(self, network, rows, metrics):
         """Write curves, weights and, last, the done-marker; then drop the resume state."""
         self.save_curves(rows)
-        save_weights(self.file("weights.safetensors"), network, model=self.config.model, run=self.path.name)
+        save_weights(self.file("weights.safetensors"), network, self.config.model)
         metrics = metrics | {"weights_sha256": sha256(self.file("weights.safetensors"))}
         write_whole(self.file("metrics.json"), json.dumps(metrics, indent=2) + "\n")
         self.file("resume.pt").unlink(missing_ok=True)
@@ -307,6 +313,8 @@ class Folder:
 
 
 def _number(text):
+    if text is None:
+        raise ValueError("a row is cut off")
     if text == "":
         return None
     return int(text) if text.isdecimal() else float(text)

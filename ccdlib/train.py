@@ -1,6 +1,5 @@
 """fit and evaluate: one loop for a teacher, a student alone and every method that compares logits or features."""
 
-import json
 import math
 import os
 import sys
@@ -84,8 +83,9 @@ def fit(config, show="auto", repair=None):
         for row in folder.curves():
             print(_line(config, row))
     metrics = folder.metrics
-    return Result(config, metrics["accuracy"], metrics["best_on_test"], folder.curves(), folder.path, metrics,
-                  data.classes, data.channels)  # fmt: skip
+    return Result(
+        config, metrics["accuracy"], metrics["best_on_test"], folder.curves(), folder.path, metrics, data.classes, data.channels
+    )
 
 
 def _device(name):
@@ -154,8 +154,9 @@ def _train(config, data, teacher, folder, device, show, repair):
     network = build(config.model, data.classes, data.channels, config.seed).to(device, memory_format=torch.channels_last)
     if teacher is not None:
         teacher = teacher.to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay,
-                                nesterov=config.momentum > 0)  # fmt: skip
+    optimiser = torch.optim.SGD(
+        network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
+    )
     try:
         done, rows = folder.load_state(network, optimiser)
     except DamagedRun:
@@ -275,5 +276,6 @@ def _line(config, row):
     terms = " ".join(f"{name} {value:.3f}" for name, value in row.items() if name in ("ce", "kd"))
     test = "" if row["test_accuracy"] is None else f"  test {row['test_accuracy']:.1f} %"
     width = len(str(config.epochs))
-    return (f"epoch {row['epoch']:{width}d}/{config.epochs}  lr {row['lr']:.4g}  {terms}  "
-            f"train {row['train_accuracy']:.1f} %{test}")  # fmt: skip
+    return (
+        f"epoch {row['epoch']:{width}d}/{config.epochs}  lr {row['lr']:.4g}  {terms}  train {row['train_accuracy']:.1f} %{test}"
+    )

@@ -69,8 +69,9 @@ def real_images():
 
 
 def to_pillow(image):
-    return Image.fromarray(image.permute(1, 2, 0).numpy().squeeze(2) if len(image) == 1 else
-                           image.permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(
+        image.permute(1, 2, 0).numpy().squeeze(2) if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
+    )
 
 
 def from_pillow(image):
@@ -94,3 +95,159 @@ def test_every_op_equals_pillow(op, level):
     for images in batches:
         for sign in (1, -1) if OPS[op].signed else (1,):
             assert difference(images, op, level, sign) == 0, f"{op} {level} {sign:+d} on {tuple(images.shape)}"
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whole_policies_equal_pillow_image_by_image(name, channels):
+    # What single ops cannot show: their order, which image each draw belongs to, and the signs.
+    policy, images = POLICIES[name], torch.cat([real_images()] * 8)[:, :channels]
+    draws = policy.draw(len(images), stream(0, "policy"))
+    ours = policy.apply(images, draws)
+    for k, image in enumerate(images):
+        theirs = to_pillow(image)
+        for step, (op, level) in enumerate(policy.steps):
+            if draws.fires[k, step]:
+                theirs = pillow(theirs, op, level, draws.signs[k, step].item())
+        assert torch.equal(ours[k], from_pillow(theirs)), f"image {k} of policy {name}"
+
+
+def test_apply_leaves_the_originals_alone_and_is_repeatable():
+    images = real_images()
+    kept = images.clone()
+    policy = POLICIES["cifar10"]
+    draws = policy.draw(len(images), stream(5, "policy"))
+    first = policy.apply(images, draws)
+    assert torch.equal(images, kept)
+    assert torch.equal(first, policy.apply(images, draws))
+    assert torch.equal(draws.fires, policy.draw(len(images), stream(5, "policy")).fires)
+    assert not torch.equal(draws.fires, policy.draw(len(images), stream(6, "policy")).fires)
+    # Each image is treated on its own: any part of the batch gives the same pixels.
+    assert torch.equal(policy.apply(images[1:], draws[1:]), first[1:])
+
+
+def test_draws_fire_with_p_independently():
+    policy = POLICIES["cifar100"]
+    fires = policy.draw(20_000, stream(0, "policy")).fires.double()
+    assert fires.mean(0).sub(0.3).abs().max() < 5 * (0.3 * 0.7 / 20_000) ** 0.5
+    together = torch.corrcoef(fires.T) - torch.eye(len(policy.steps))
+    assert together.abs().max() < 5 / 20_000**0.5
+    assert policy.draw(20_000, stream(0, "policy")).signs.double().mean().abs() < 5 / (20_000 * 14) ** 0.5
+
+
+def test_a_larger_p_fires_the_same_steps_and_more():
+    few, many = (POLICIES["cifar100"].with_p(p).draw(500, stream(0, "policy")).fires for p in (0.1, 0.6))
+    assert (few & ~many).sum() == 0
+    assert many.sum() > few.sum()
+
+
+def test_describe_gives_the_facts_of_the_paper():
+    cifar100, cifar10, imagenet = (POLICIES[name].describe() for name in ("cifar100", "cifar10", "imagenet"))
+    assert cifar100["identities"] == ["posterize 0", "shearY 0"]
+    assert cifar100["expected_ops"] == pytest.approx(3.6)
+    assert cifar100["p_no_op"] == pytest.approx(0.7**12)
+    assert cifar10["identities"] == []
+    assert cifar10["expected_ops"] == pytest.approx(7)
+    assert cifar10["p_no_op"] == pytest.approx(0.5**14)
+    assert imagenet["identities"] == ["color 0"]
+    assert imagenet["steps"] == 25
+    assert "color 4" in POLICIES["cifar100"].describe(channels=1)["identities"]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_identities_are_exactly_the_steps_that_change_no_image(name):
+    images = torch.cat([real_images(), random_images(4, 3, 32, 32)])
+    for op, level in POLICIES[name].steps:
+        same = all(torch.equal(apply_op(images, op, level, sign), images) for sign in (1, -1))
+        assert same == OPS[op].is_identity(level), (op, level)
+
+
+def test_magnitudes_of_the_paper():
+    def at(op, level):
+        return OPS[op].magnitude(level)
+
+    assert 32 * at("translateY", 8) == pytest.approx(12.9, abs=0.05)
+    assert 32 * at("translateX", 1) == pytest.approx(1.6, abs=0.05)
+    assert at("rotate", 3) == pytest.approx(10)
+    assert [at("posterize", level) for level in range(10)] == [8, 8, 7, 7, 6, 6, 5, 5, 4, 4]
+    assert [round(at("solarize", level), 1) for level in range(10)] == [
+        256,
+        227.6,
+        199.1,
+        170.7,
+        142.2,
+        113.8,
+        85.3,
+        56.9,
+        28.4,
+        0,
+    ]
+
+
+def test_rotate_turns_counter_clockwise_whatever_the_sign():
+    image = torch.zeros(1, 1, 33, 33, dtype=torch.uint8)
+    image[..., 16, 24:] = 255  # a hand pointing right turns upwards
+    for sign in (1, -1):
+        turned = apply_op(image, "rotate", 9, sign)[0, 0]
+        assert (turned[:16] == 255).any()
+        assert not (turned[18:] == 255).any()
+
+
+def test_base_crop_and_flip_pixel_by_pixel():
+    images = torch.cat([random_images(6, 3, 9, 12), random_images(6, 3, 9, 12).flip(0)])
+    crops = draw_crops(len(images), 2, True, stream(0, "base"))
+    assert 0 < crops.flips.sum() < len(images)
+    ours = crop_and_flip(images, crops, 2)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    for k, image in enumerate(images):
+        top, left = crops.corners[k].tolist()
+        padded = torch.zeros(3, 13, 16, dtype=torch.uint8)
+        padded[:, 2:11, 2:14] = image
+        theirs = padded[:, top : top + 9, left : left + 12]
+        assert torch.equal(ours[k], theirs.flip(2) if crops.flips[k] else theirs)
+
+
+def test_crops_cover_all_places_and_flips_half():
+    crops = draw_crops(20_000, 4, True, stream(0, "base"))
+    counts = torch.bincount(crops.corners[:, 0] * 9 + crops.corners[:, 1], minlength=81)
+    assert counts.min() > 150
+    assert len(counts) == 81
+    assert abs(crops.flips.double().mean().item() - 0.5) < 0.02
+    assert not draw_crops(100, 4, False, stream(0, "base")).flips.any()
+
+
+def test_normalise_and_rotations():
+    images = random_images(4, 3, 6, 6)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    expected = torch.stack([(images[:, c] / 255 - mean[c]) / std[c] for c in range(3)], dim=1)
+    torch.testing.assert_close(normalise(images, mean, std), expected)
+    views = rotations(images)
+    assert torch.equal(views[:4], images)
+    quarter = to_pillow(images[3]).transpose(Image.Transpose.ROTATE_90)
+    assert torch.equal(views[4 + 3], from_pillow(quarter))
+    assert torch.equal(views[8:12], images.flip(2, 3))
+    with pytest.raises(CcdError, match="square"):
+        rotations(random_images(4, 3, 6, 8))
+
+
+def test_wrong_requests_say_what_is_allowed():
+    images = real_images()
+    draws = POLICIES["cifar10"].draw(3, stream(0, "policy"))
+    with pytest.raises(CcdError, match=r"unknown op 'shearx'\. Did you mean 'shearX'"):
+        apply_op(images, "shearx", 3)
+    with pytest.raises(CcdError, match="level 10 of op 'rotate': allowed are the whole numbers 0 to 9"):
+        apply_op(images, "rotate", 10)
+    with pytest.raises(CcdError, match="unknown policy"):
+        POLICIES["cifar"]
+    with pytest.raises(CcdError, match="unknown policy"):
+        policy_named("cifar")
+    with pytest.raises(CcdError, match="p = 1.5"):
+        policy_named("cifar10", 1.5)
+    with pytest.raises(CcdError, match="unknown op 'blur'"):
+        Policy("mine", 0.5, (("blur", 3),))
+    with pytest.raises(CcdError, match="must be a uint8 tensor"):
+        POLICIES["cifar10"].apply(images.float(), draws)
+    with pytest.raises(CcdError, match="allowed are 1"):
+        POLICIES["cifar10"].apply(images.permute(0, 2, 3, 1), draws)
+    with pytest.raises(CcdError, match=r"do not fit 2 images"):
+        POLICIES["cifar10"].apply(images[:2], draws)

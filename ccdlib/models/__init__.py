@@ -124,7 +124,15 @@ def _mobilenet_v2(classes, channels):
     # The network of the distillation literature expands even where the factor is one; torchvision leaves that layer out
     # when the factor is exactly one, and rounds the hidden width, so a factor a hair above one gives the layer.
     one = 1 + 1e-9
-    setting = [(one, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+    setting = [
+        (one, 16, 1, 1),
+        (6, 24, 2, 1),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ]
     net = torchvision.models.MobileNetV2(width_mult=0.5, inverted_residual_setting=setting, round_nearest=1).features
     net[0][0] = nn.Conv2d(channels, 16, 3, stride=1, padding=1, bias=False)
     # Blocks 1 to 17 after the stem; a stage begins where the resolution halves.

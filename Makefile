@@ -1,0 +1,59 @@
+# The commands of the kit. Start with `make reproduce`, then `make test`; `make help` lists the rest.
+SHELL   := /bin/bash
+PYTHON  ?= python3
+NB      ?= 00_quickstart
+PROFILE ?= smoke
+
+# Inside an active conda environment (base apart) that environment is used, otherwise a .venv of this checkout.
+CONDA := $(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX))
+BIN   := $(if $(CONDA),$(CONDA)/bin,.venv/bin)
+READY := $(if $(CONDA),conda-ready,.venv/.ready)
+
+.PHONY: help reproduce test lab lint notebooks clean constraints conda-ready
+help:
+	@echo 'make reproduce [NB=00_quickstart] [PROFILE=smoke]   set up, run one notebook, print its table'
+	@echo 'make test        set up, run the tests and check the notebooks'
+	@echo 'make lab         JupyterLab'
+	@echo 'make lint        ruff over .py and .ipynb'
+	@echo 'make notebooks   run all notebooks with their defaults, keep the outputs in notebooks/'
+	@echo 'make clean       remove caches and .venv; results stay'
+
+reproduce: $(READY)
+	@$(BIN)/ccd run $(NB) --profile $(PROFILE)
+
+# One thread each: the two workers share the cores. Notebooks first, because they take longest.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env notebooks tests
+
+lab: $(READY)
+	$(BIN)/jupyter lab --notebook-dir=.
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: $(READY)
+	$(BIN)/ccd refresh notebooks/*.ipynb
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# PIP_FLAGS: extra flags for pip, such as an index that has CPU builds of torch.
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3.11, or use conda (environment.yml).'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo 'python3-venv is missing: install it (Debian, Ubuntu: apt install python3-venv), or use conda (environment.yml).'; exit 1; }
+	@echo 'Setting up .venv; this takes a minute or two, once.'
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt --editable .
+	@touch $@
+
+conda-ready:
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("ccdlib", "torch", "papermill", "nbval"))))' || { \
+	  echo 'The active conda environment lacks what the kit needs; run: conda env update --file environment.yml'; exit 1; }
+
+# After a change of pins: the versions that this environment resolved to, without local build tags.
+constraints: $(READY)
+	$(BIN)/python -m pip list --format=freeze --exclude-editable | grep -v -E '^(pip|setuptools|nvidia-|cuda-|triton)' | sed 's/+.*//' > constraints.txt

@@ -1,0 +1,62 @@
+"""The console script `ccd`."""
+
+import os
+import sys
+
+import click
+
+from ccdlib.registry import CcdError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli():
+    """ccdlib: data augmentation in knowledge distillation, reproduced."""
+
+
+@cli.command(
+    epilog="Example: ccd run 00_quickstart --profile lite -p seeds 3",
+    short_help="Execute a notebook headlessly with checked parameters.",
+)
+@click.argument("notebook")
+@click.option("--profile", default="smoke", show_default=True, help="smoke, or a folder of params/ (lite, paper).")
+@click.option("-f", "files", multiple=True, type=click.Path(), metavar="FILE.yaml", help="Parameters from a file.")
+@click.option("-p", "given", multiple=True, nargs=2, metavar="NAME VALUE", help="One parameter.")
+@click.option("--repair", is_flag=True, help="Train damaged runs again (their folders are kept under another name).")
+def run(notebook, profile, files, given, repair):
+    """Execute NOTEBOOK (a stem such as 00_quickstart, or a path) and print its result table.
+
+    Unknown parameters and wrong types are refused before anything runs. Finished training is found again. Exit status: 0,
+    1 when the notebook failed (its executed copy is kept as .failed.ipynb), 2 for a mistake in what was asked for.
+    """
+    from ccdlib import notebook as door
+
+    if repair:
+        os.environ["CCD_REPAIR"] = "1"  # read by fit() in the notebook's kernel
+    click.echo(door.report(door.run_notebook(notebook, profile, files, given)))
+
+
+@cli.command(short_help="Execute notebooks with their defaults and keep the outputs in place.")
+@click.argument("notebooks", nargs=-1, required=True)
+def refresh(notebooks):
+    """Regenerate the committed outputs of NOTEBOOKS: the smoke profile, without times, the same bytes for the same results."""
+    from ccdlib import notebook as door
+    from ccdlib import paths
+
+    for name in notebooks:
+        click.echo(paths.shown(door.refresh(name)))
+
+
+def main(arguments=None):
+    """Run `ccd`: mistakes end with one readable message and exit status 2, failed notebooks with 1."""
+    from ccdlib.notebook import NotebookFailed
+
+    try:
+        cli.main(arguments, prog_name="ccd", standalone_mode=False)
+    except (CcdError, NotebookFailed) as error:
+        click.echo(f"ccd: {error}", err=True)
+        sys.exit(1 if isinstance(error, NotebookFailed) else 2)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)

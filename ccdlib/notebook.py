@@ -1,0 +1,340 @@
+"""What a notebook holds (Run), and the strict papermill door that runs notebooks headlessly (run_notebook)."""
+
+import ast
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import yaml
+
+from ccdlib import paths, stats
+from ccdlib.paper import published
+from ccdlib.registry import CcdError, unknown
+from ccdlib.runs import hardware, provenance, write_whole
+
+TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list}
+
+
+class NotebookFailed(Exception):
+    """A notebook raised an error; its executed copy is kept."""
+
+
+# ---------------------------------------------------------------- parameters
+
+
+def find(name):
+    """The path of a notebook given by path or by stem; CcdError when there is none."""
+    stems = sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
+    path = Path(name)
+    if path.suffix != ".ipynb":
+        path = paths.NOTEBOOKS / f"{name}.ipynb"
+    elif not path.is_absolute() and not path.exists():
+        path = paths.ROOT / path
+    if not path.is_file():
+        raise unknown("notebook", name, stems, " Give a stem, or the path of an .ipynb file.")
+    return path.resolve()
+
+
+def parameters_of(path):
+    """{name: (type name, default)} of a notebook's parameters cell.
+
+    Read from the syntax tree, because the kernel needs it too and papermill takes seconds to import; a test holds it
+    against papermill.inspect_notebook. CcdError for a line that papermill could not fill in.
+    """
+    cells = json.loads(path.read_text())["cells"]
+    tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        raise CcdError(f"{paths.shown(path)} has {len(tagged)} cells tagged `parameters`; it needs exactly one")
+    values = {}
+    for line in ast.parse(tagged[0]).body:
+        try:
+            kind, default = line.annotation.id, ast.literal_eval(line.value)
+        except (AttributeError, ValueError):
+            raise CcdError(
+                f"{paths.shown(path)}: `{ast.unparse(line)}` in the parameters cell; each line must read `name: type = value`, "
+                "with nothing computed"
+            ) from None
+        values[line.target.id] = (
+            kind,
+            _typed(line.target.id, default, kind, f"the parameters cell of {paths.shown(path)}"),
+        )
+    return values
+
+
+def checked(path, given, where):
+    """`given` as the notebook at `path` wants it; CcdError for an unknown name or a wrong type."""
+    known = parameters_of(path)
+    values = {}
+    for name, value in given.items():
+        if name not in known:
+            raise unknown(f"parameter in {where}", name, known, f" They are those of {paths.shown(path)}.")
+        values[name] = _typed(name, value, known[name][0], where)
+    return values
+
+
+def _typed(name, value, kind, where):
+    if kind == "float" and isinstance(value, str):  # YAML reads 1e-3 as a string
+        with suppress(ValueError):
+            value = float(value)
+    if kind not in TYPES:
+        raise CcdError(f"parameter {name} in {where} has the type {kind!r}; allowed are {', '.join(TYPES)}")
+    right = isinstance(value, TYPES[kind]) and (kind == "bool" or not isinstance(value, bool))
+    if not right:
+        raise CcdError(f"parameter {name} = {value!r} in {where}: it must be of type {kind}, not {type(value).__name__}")
+    return value
+
+
+def profile_parameters(path, profile):
+    """All parameters of a notebook under a profile: its defaults cell (smoke), changed by params/<profile>/<stem>.yaml."""
+    values = {name: default for name, (_, default) in parameters_of(path).items()}
+    if profile == "smoke":
+        return values
+    file = paths.PARAMS / profile / f"{path.stem}.yaml"
+    if not file.is_file():
+        known = ["smoke", *sorted(p.parent.name for p in paths.PARAMS.glob(f"*/{path.stem}.yaml"))]
+        raise unknown(f"profile of {path.stem}", profile, known)
+    return values | read_yaml(path, file) | {"profile": profile}
+
+
+def read_yaml(path, file):
+    """The parameters in a yaml file, checked against the notebook at `path`."""
+    try:
+        given = yaml.safe_load(Path(file).read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise CcdError(f"{file} cannot be read as YAML ({error}); write one `name: value` a line") from error
+    if not isinstance(given, dict):
+        raise CcdError(f"{file} holds a {type(given).__name__}; write one `name: value` a line")
+    return checked(path, given, paths.shown(file))
+
+
+def label(path, profile, parameters):
+    """The name of the output folder: the profile, with a short hash of whatever differs from it.
+
+    So a run with own parameters never overwrites the profile's results, whichever way the notebook was started.
+    """
+    expected = profile_parameters(path, profile)
+    changed = {name: parameters[name] for name in expected if parameters[name] != expected[name] and name != "profile"}
+    if not changed:
+        return profile
+    return f"{profile}-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]}"
+
+
+# ---------------------------------------------------------------- what a notebook holds
+
+
+class Run:
+    """One execution of an analysis notebook: where its outputs go, what it checked, claimed and found.
+
+    stem: the notebook's name. profile: "smoke", or a folder of params/. scope: the notebook's globals(), from which the
+    values of its parameters are read. Errors: CcdError for an unknown notebook or profile.
+    """
+
+    def __init__(self, stem, profile="smoke", scope=None):
+        self.stem = stem
+        notebook = find(stem)
+        self.parameters = profile_parameters(notebook, profile)
+        if scope is not None:
+            self.parameters = {name: scope[name] for name in self.parameters}
+        self.profile = label(notebook, profile, self.parameters)
+        self.folder = paths.outputs() / self.profile / stem
+        self.checks, self.claims, self.rows, self.figures, self.runs = [], [], [], [], {}
+
+    def __repr__(self):
+        return f"Run {self.stem}, profile {self.profile}, on {hardware()}"
+
+    def check(self, text, holds):
+        """An invariant of the code, true in every profile: printed, kept, and an AssertionError where it fails."""
+        if not holds:
+            raise AssertionError(f"check failed: {text}")
+        self.checks.append(text)
+        print(f"check: {text}")
+
+    def table(self, results, baseline):
+        """A DataFrame, one row an arm, of results {arm: [Result, one a seed]}, paired by seed with the arm `baseline`."""
+        import pandas as pd
+
+        seeds = {arm: [r.config.seed for r in runs] for arm, runs in results.items()}
+        if len({tuple(s) for s in seeds.values()}) != 1:
+            raise CcdError(f"the arms are not paired: {seeds}; train every arm with the same seeds, in the same order")
+        base = [r.accuracy for r in results[baseline]]
+        self.rows = [self._row(arm, runs, None if arm == baseline else base) for arm, runs in results.items()]
+        self.runs = {arm: [r.folder.name for r in runs] for arm, runs in results.items()}
+        self.seconds = sum(r.seconds for runs in results.values() for r in runs)
+        shown = {
+            row["arm"]: {
+                "accuracy (%)": f"{row['mean']:.2f}" + ("" if row["std"] is None else f" ± {row['std']:.2f}"),
+                f"gain over {baseline}": _gain(row["difference"]),
+                "best on test (%)": f"{row['best_on_test']:.2f}",
+                "published (%)": "" if row["published"] is None else f"{row['published']:.2f}",
+                "ours - published": "" if row["published"] is None else f"{row['mean'] - row['published']:+.2f}",
+            }
+            for row in self.rows
+        }
+        return pd.DataFrame(shown.values(), index=pd.Index(shown, name="arm"))
+
+    @staticmethod
+    def _row(arm, runs, base):
+        accuracies = [r.accuracy for r in runs]
+        mean, std = stats.spread(accuracies)
+        difference = None if base is None else stats.paired(accuracies, base)._asdict()
+        return {
+            "arm": arm,
+            "seeds": [r.config.seed for r in runs],
+            "accuracies": accuracies,
+            "mean": mean,
+            "std": std,
+            "difference": difference,
+            "best_on_test": stats.spread([r.best_on_test for r in runs])[0],
+            "published": published(runs[0].config),
+        }
+
+    def claim(self, text, better, baseline, least=10):
+        """A finding of the paper, "arm `better` is more accurate than arm `baseline`": printed and kept, never raises.
+
+        The verdict rests on the paired interval over seeds and needs at least `least` of them.
+        """
+        values = {row["arm"]: row["accuracies"] for row in self.rows}
+        difference = stats.paired(values[better], values[baseline])
+        verdict = stats.verdict(difference, least)
+        self.claims.append({"claim": text, **difference._asdict(), "unit": "points", "verdict": verdict})
+        print(f"{verdict}: {text}: {difference} points")
+
+    def figure(self, name, figure):
+        """Keep a figure as PNG and SVG beside results.json, and hand it back."""
+        import io
+
+        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, metadata=metadata)
+            write_whole(self.folder / f"{name}.{kind}", buffer.getvalue())
+        self.figures.append(f"{name}.png")
+        return figure
+
+    def save(self, **more):
+        """Write results.json, last: a notebook is finished when it is there."""
+        results = {
+            "notebook": self.stem,
+            "profile": self.profile,
+            "parameters": self.parameters,
+            "table": self.rows,
+            "claims": self.claims,
+            "checks": self.checks,
+            "figures": self.figures,
+            "runs": self.runs,
+            "training_seconds": round(getattr(self, "seconds", 0.0), 1),
+            **more,
+            "provenance": provenance(),
+        }
+        write_whole(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
+        print(f"saved {self.profile}/{self.stem}/results.json")
+
+
+def _gain(difference):
+    if difference is None:
+        return ""
+    low, high = difference["low"], difference["high"]
+    return f"{difference['estimate']:+.2f}" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
+
+
+# ---------------------------------------------------------------- the strict papermill door
+
+
+def run_notebook(name, profile="smoke", files=(), given=()):
+    """Execute a notebook by papermill with checked parameters; returns the executed notebook's path.
+
+    name: stem or path. files: yaml files, given: (name, text) pairs, each overriding what came before. The executed
+    notebook lands in outputs/<label>/<stem>.ipynb, whole or not at all; a failing one as <stem>.failed.ipynb, with
+    NotebookFailed raised. Errors: CcdError before anything runs.
+    """
+    path = find(name)
+    defaults = profile_parameters(path, "smoke")
+    values = profile_parameters(path, profile)
+    for file in files:
+        values |= read_yaml(path, file)
+    kinds = parameters_of(path)
+    parsed = {key: text if kinds.get(key, "?")[0] == "str" else _parsed(key, text) for key, text in given}
+    values |= checked(path, parsed, "-p")
+    folder = paths.outputs() / label(path, profile, values)
+    changed = {key: value for key, value in values.items() if value != defaults[key]}
+    target = folder / f"{path.stem}.ipynb"
+    return execute(path, target, changed)
+
+
+def _parsed(name, text):
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CcdError(f"-p {name} {text!r} cannot be read as a value ({error})") from error
+
+
+def execute(path, target, parameters):
+    """Execute notebook `path` with papermill into `target`, through a temporary name; times are stripped."""
+    import nbformat  # takes seconds to import, which a kernel should not pay
+    import papermill
+    from traitlets.config import Config
+
+    failed = target.with_suffix(".failed.ipynb")
+    beside = target.with_name(f".{target.stem}.{os.getpid()}.part.ipynb")
+    # ipykernel warns at every start about unencrypted sockets; this is what it asks for.
+    config = Config({"KernelManager": {"transport_encryption": "required"}})
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        papermill.execute_notebook(
+            str(path),
+            str(beside),
+            parameters=parameters,
+            cwd=str(paths.ROOT),
+            config=config,
+            progress_bar=False,
+            start_timeout=300,
+        )
+    except papermill.PapermillExecutionError as error:
+        os.replace(beside, failed)
+        raise NotebookFailed(f"{error.ename}: {error.evalue}\nThe executed notebook is {paths.shown(failed)}") from None
+    except OSError as error:
+        raise CcdError(f"{target} could not be written ({error}); free some space or name a folder in CCD_OUTPUTS") from error
+    finally:
+        if beside.exists():
+            executed = nbformat.read(beside, as_version=4)
+            beside.unlink()
+    write_whole(target, nbformat.writes(without_times(executed)) + "\n")
+    failed.unlink(missing_ok=True)
+    return target
+
+
+def without_times(notebook):
+    """The notebook without what differs from run to run: times, papermill's notes, the Python version."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+    return notebook
+
+
+def refresh(name):
+    """Execute a notebook with its own defaults and keep the outputs in the notebook itself."""
+    path = find(name)
+    executed = run_notebook(path)
+    write_whole(path, executed.read_bytes())
+    return path
+
+
+def report(executed):
+    """A few lines about an executed notebook: its table, its verdicts, and where everything is."""
+    folder = executed.with_suffix("")
+    results = json.loads((folder / "results.json").read_text())
+    width = max(len(row["arm"]) for row in results["table"])
+    lines = [
+        f"{results['notebook']}, profile {results['profile']}: test accuracy (%), {len(results['table'][0]['seeds'])} seeds"
+    ]
+    for row in results["table"]:
+        std = "" if row["std"] is None else f" ± {row['std']:.2f}"
+        lines.append(f"  {row['arm']:{width}}  {row['mean']:6.2f}{std:8}  {_gain(row['difference'])}")
+    lines += [f"  {claim['verdict']}: {claim['claim']}" for claim in results["claims"]]
+    lines += [f"notebook  {paths.shown(executed)}", f"results   {paths.shown(folder / 'results.json')}"]
+    lines += [f"figure    {paths.shown(folder / name)}" for name in results["figures"]]
+    return "\n".join(lines)

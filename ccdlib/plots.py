@@ -1,0 +1,92 @@
+"""One function a figure: (data) -> Figure. One style for the whole kit, readable in print and for colour-blind eyes."""
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+
+from ccdlib.stats import interval
+
+STYLE = {
+    "figure.dpi": 90,
+    "savefig.dpi": 150,
+    "savefig.bbox": "tight",
+    "svg.hashsalt": "ccdlib",  # the same figure gives the same bytes
+    "axes.titlesize": "medium",
+    "legend.frameon": False,
+}
+PALETTE = "colorblind"
+MARKERS = "osD^vPX*"
+
+
+def style():
+    """Set the kit's look; called by every figure function."""
+    sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE, rc=STYLE)
+
+
+def view_pairs(originals, augmented, weights, labels, said):
+    """Pairs of views above each other, each pair under its weight.
+
+    originals, augmented: uint8 (n, C, H, W). weights: (n,) of the augmented views, 0..2. labels: the n class names.
+    said: for each image the teacher's (class, confidence) for the original and for the augmented view.
+    """
+    style()
+    n = len(originals)
+    figure, axes = plt.subplots(2, n, figsize=(1.55 * n, 4.1), layout="constrained")
+    for k in range(n):
+        for row, image in enumerate((originals[k], augmented[k])):
+            ax = axes[row, k]
+            pixels = image.permute(1, 2, 0).cpu().numpy()
+            ax.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.grid(visible=False)
+            name, confidence = said[k][row]
+            ax.set_xlabel(f"teacher: {name}\n{100 * confidence:.0f} % sure", fontsize="small")
+        axes[0, k].set_title(f"label {labels[k]}\nw = {weights[k]:.2f}")
+    axes[0, 0].set_ylabel("original")
+    axes[1, 0].set_ylabel("augmented")
+    return figure
+
+
+def learning_curves(results, key="test_accuracy"):
+    """Mean over seeds of `key` against the epoch, a band from the lowest to the highest seed; results {arm: [Result]}."""
+    style()
+    figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    for k, (arm, runs) in enumerate(results.items()):
+        epochs = [row["epoch"] for row in runs[0].curves if row[key] is not None]
+        values = [[row[key] for row in run.curves if row[key] is not None] for run in runs]
+        columns = list(zip(*values, strict=True))
+        mean = [sum(column) / len(column) for column in columns]
+        ax.plot(epochs, mean, label=arm, marker=MARKERS[k], markevery=max(1, len(epochs) // 8), markersize=5)
+        ax.fill_between(epochs, [min(c) for c in columns], [max(c) for c in columns], alpha=0.15)
+    ax.set(xlabel="epoch", ylabel="test accuracy (%)")
+    ax.legend(title=f"mean and range of {_seeds(runs)}", loc="lower right")
+    return figure
+
+
+def accuracies(results, level="accuracy"):
+    """Every seed's accuracy after the last epoch as a dot, the mean and its 95 % t interval beside; results {arm: [Result]}."""
+    style()
+    figure, ax = plt.subplots(figsize=(7, 0.7 * len(results) + 1.3), layout="constrained")
+    for k, runs in enumerate(results.values()):
+        values = [getattr(run, level) for run in runs]
+        colour = sns.color_palette(PALETTE)[k]
+        ax.plot(values, [k + 0.14] * len(values), "o", color=colour, alpha=0.45, markersize=5)
+        mean = interval(values)
+        if mean.low is not None:
+            ax.plot([mean.low, mean.high], [k - 0.14] * 2, color=colour, linewidth=2.5)
+        ax.plot(mean.estimate, k - 0.14, MARKERS[k], color=colour, markersize=8)
+        ax.annotate(
+            f"{mean.estimate:.1f}",
+            (mean.estimate, k - 0.14),
+            (0, -14),
+            textcoords="offset points",
+            ha="center",
+            fontsize="small",
+        )
+    ax.set_yticks(range(len(results)), list(results))
+    ax.set_ylim(len(results) - 0.5, -0.5)
+    ax.set_xlabel(f"test accuracy after the last epoch (%); dots: {_seeds(runs)}; below: mean and 95 % interval")
+    return figure
+
+
+def _seeds(runs):
+    return f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"

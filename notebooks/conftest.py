@@ -1,0 +1,26 @@
+"""How nbval checks the notebooks: with fresh training, and without what may differ between machines."""
+
+import os
+import tempfile
+
+import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionstart(session):
+    """Every check trains anew, in a folder of its own: a stored run must not hide that the code has changed."""
+    session.config.nbval_outputs = tempfile.TemporaryDirectory(prefix="ccdlib-nbval-")
+    os.environ["CCD_OUTPUTS"] = session.config.nbval_outputs.name
+    return (yield)
+
+
+def pytest_unconfigure(config):
+    """Leave nothing behind."""
+    config.nbval_outputs.cleanup()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collectstart(collector):
+    """Compare words, not the HTML and SVG that hold ids, nor what libraries say on stderr."""
+    if collector.nodeid.endswith(".ipynb"):
+        collector.skip_compare += ("text/html", "image/svg+xml", "stderr")
