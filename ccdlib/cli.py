@@ -46,6 +46,16 @@ def refresh(notebooks):
         click.echo(paths.shown(door.refresh(name)))
 
 
+@cli.command(short_help="Collect all published verdicts into README.md and outputs/README.md.")
+def verdicts():
+    """Collect the claims of every outputs/{lite,paper}/*/results.json into the tables of README.md and outputs/README.md."""
+    from ccdlib import paths
+    from ccdlib import verdicts as page
+
+    for path in page.write():
+        click.echo(paths.shown(path))
+
+
 def main(arguments=None):
     """Run `ccd`: mistakes end with one readable message and exit status 2, failed notebooks with 1."""
     from ccdlib.notebook import NotebookFailed

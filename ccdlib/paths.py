@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+# The checkout with notebooks/ and params/; $CCD_ROOT names another one than the library lies in.
+ROOT = Path(os.environ.get("CCD_ROOT") or Path(__file__).parent.parent).resolve()
 NOTEBOOKS = ROOT / "notebooks"
 PARAMS = ROOT / "params"
 

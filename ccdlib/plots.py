@@ -15,6 +15,7 @@ STYLE = {
 }
 PALETTE = "colorblind"
 MARKERS = "osD^vPX*"
+MIN_SEEDS = 3  # of two, a t interval is wider than the axis
 
 
 def style():
@@ -62,29 +63,24 @@ def learning_curves(results, key="test_accuracy"):
     return figure
 
 
-def accuracies(results, level="accuracy"):
-    """Every seed's accuracy after the last epoch as a dot, the mean and its 95 % t interval beside; results {arm: [Result]}."""
+def accuracies(results):
+    """Every seed's last-epoch accuracy as a dot; above the dots the mean and, from three seeds on, its 95 % t interval."""
     style()
-    figure, ax = plt.subplots(figsize=(7, 0.7 * len(results) + 1.3), layout="constrained")
+    figure, ax = plt.subplots(figsize=(7, 0.75 * len(results) + 1.2), layout="constrained")
     for k, runs in enumerate(results.values()):
-        values = [getattr(run, level) for run in runs]
+        values = [run.accuracy for run in runs]
         colour = sns.color_palette(PALETTE)[k]
-        ax.plot(values, [k + 0.14] * len(values), "o", color=colour, alpha=0.45, markersize=5)
+        ax.plot(values, [k + 0.18] * len(values), "o", color=colour, alpha=0.45, markersize=5)
         mean = interval(values)
-        if mean.low is not None:
-            ax.plot([mean.low, mean.high], [k - 0.14] * 2, color=colour, linewidth=2.5)
-        ax.plot(mean.estimate, k - 0.14, MARKERS[k], color=colour, markersize=8)
-        ax.annotate(
-            f"{mean.estimate:.1f}",
-            (mean.estimate, k - 0.14),
-            (0, -14),
-            textcoords="offset points",
-            ha="center",
-            fontsize="small",
-        )
+        if mean.n >= MIN_SEEDS:
+            ax.plot([mean.low, mean.high], [k] * 2, color=colour, linewidth=2.5)
+        ax.plot(mean.estimate, k, MARKERS[k], color=colour, markersize=8)
+        above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": "small"}
+        ax.annotate(f"{mean.estimate:.1f}", (mean.estimate, k), **above)
     ax.set_yticks(range(len(results)), list(results))
     ax.set_ylim(len(results) - 0.5, -0.5)
-    ax.set_xlabel(f"test accuracy after the last epoch (%); dots: {_seeds(runs)}; below: mean and 95 % interval")
+    what = "mean and 95 % interval" if mean.n >= MIN_SEEDS else f"mean (an interval needs {MIN_SEEDS} seeds)"
+    ax.set_xlabel(f"test accuracy after the last epoch (%)\n{what}; dots: {_seeds(runs)}")
     return figure
 
 

@@ -1,7 +1,15 @@
 """Every test has an output folder of its own; what was computed by hand is never touched."""
 
+import io
+import os
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from ccdlib import paths
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +27,22 @@ def _untouched_global_generator():
     before = torch.get_rng_state()
     yield
     assert torch.equal(before, torch.get_rng_state()), "the global generator was touched"
+
+
+@pytest.fixture(scope="session")
+def cifar100_slice():
+    """Arrays of 2,000 training and 500 test images of the real CIFAR-100, as an npz data set has them."""
+    folder = Path(os.environ.get("CCD_TEST_DATA") or paths.ROOT.parent / "shared" / "data")
+    file = folder / "cifar100_webp.npz"
+    if not file.exists():
+        pytest.skip(f"the real CIFAR-100 is not at {file}; name its folder in CCD_TEST_DATA")
+    arrays = {}
+    with np.load(file) as archive:
+        for split, count in (("train", 20), ("test", 5)):
+            blob, offsets = archive[f"{split}_webp"].tobytes(), archive[f"{split}_offsets"]
+            # Each WebP is a lossless mosaic of ten by ten images, row by row.
+            mosaics = [np.array(Image.open(io.BytesIO(blob[offsets[k] : offsets[k + 1]]))) for k in range(count)]
+            tiles = [m.reshape(10, 32, 10, 32, 3).swapaxes(1, 2).reshape(100, 32, 32, 3) for m in mosaics]
+            arrays[f"{split}_images"] = np.concatenate(tiles)
+            arrays[f"{split}_labels"] = archive[f"{split}_labels"][: 100 * count].astype(np.int64)
+    return arrays

@@ -1,0 +1,310 @@
+"""The notebook's Run, and the strict door: `ccd run`."""
+
+import json
+import math
+import shutil
+
+import nbformat
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from ccdlib import cli, notebook, paths, stats
+from ccdlib.config import RunConfig
+from ccdlib.notebook import Run, label, parameters_of, profile_parameters, run_notebook
+from ccdlib.registry import CcdError
+from ccdlib.train import fit
+
+NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
+TINY = {"n_train": 20, "seeds": 2, "teacher_epochs": 1, "student_epochs": 1, "teacher_model": "resnet8"}
+
+# A notebook as small as can be, with everything the door looks at.
+CELLS = {
+    "parameters": 'profile: str = "smoke"  # a name\nwords: str = "a"\nrate: float = 0.5\ncount: int = 2\nfail: bool = False',
+    "work": "from ccdlib import Run\nrun = Run('99_small', profile, globals())\nprint(rate, count)",
+    "maybe": "if fail:\n    raise RuntimeError('as asked')",
+    "save": "run.rows = [{'arm': 'x', 'seeds': [0], 'mean': 1.0, 'std': None, 'difference': None}]\nrun.save()",
+}
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A checkout's notebooks/ and params/ with one small notebook, 99_small."""
+    cells = [nbformat.v4.new_code_cell(source, id=name) for name, source in CELLS.items()]
+    cells[0].metadata["tags"] = ["parameters"]
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    (tmp_path / "params" / "lite").mkdir(parents=True)
+    (tmp_path / "params" / "lite" / "99_small.yaml").write_text("rate: 1e-3\ncount: 7\n")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "99_small.ipynb")
+    monkeypatch.setenv("CCD_ROOT", str(tmp_path))  # for the kernels
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "NOTEBOOKS", folder)
+    monkeypatch.setattr(paths, "PARAMS", tmp_path / "params")
+    return folder / "99_small.ipynb"
+
+
+def ccd(*arguments):
+    return CliRunner().invoke(cli.cli, arguments, catch_exceptions=False)
+
+
+def refused(capsys, *arguments):
+    """The message and exit status of a `ccd` call that ends early."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(arguments))
+    return stop.value.code, capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- parameters
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_parameters_are_what_papermill_reads(path):
+    import papermill
+
+    inspected = papermill.inspect_notebook(str(path))
+    ours = parameters_of(path)
+    assert {name: row["inferred_type_name"] for name, row in inspected.items()} == {n: kind for n, (kind, _) in ours.items()}
+    assert {name: yaml.safe_load(row["default"]) for name, row in inspected.items()} == {n: v for n, (_, v) in ours.items()}
+    assert all(row["help"] for row in inspected.values()), "every parameter has a help comment"
+    assert ours["profile"] == ("str", "smoke")
+
+
+def test_every_notebook_has_its_profiles_and_every_profile_its_notebook():
+    stems = {path.stem for path in NOTEBOOKS}
+    for profile in ("lite", "paper"):
+        assert {path.stem for path in (paths.PARAMS / profile).glob("*.yaml")} == stems
+    for path in NOTEBOOKS:
+        for profile in ("lite", "paper"):
+            values = profile_parameters(path, profile)
+            assert values["profile"] == profile
+            assert values.keys() == parameters_of(path).keys()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_is_complete(path):
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    assert book.metadata.kernelspec.name == "python3"
+    assert set(book.metadata) == {"kernelspec", "language_info"}
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code if cell.source), "committed with its outputs: make notebooks"
+    assert not [o for cell in code for o in cell.outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert any("NBVAL_CHECK_OUTPUT" in cell.source and cell.outputs for cell in code), "nbval compares at least one cell"
+    assert path.stat().st_size < 1_000_000
+    assert str(paths.ROOT) not in path.read_text()
+    index = (paths.NOTEBOOKS / "README.md").read_text()
+    assert f"({path.name})" in index
+    prose_before = [cell.cell_type == "markdown" for cell in book.cells[: book.cells.index(code[0])]]
+    assert any(prose_before)
+
+
+def test_a_parameters_cell_that_papermill_could_not_fill(small):
+    text = small.read_text()
+    for line, message in {
+        "count: int = 1 + 1": "with nothing computed",
+        "count = 2": r"must read `name: type = value`",
+        "count: int = 'two'": "must be of type int, not str",
+        "count: dict = 2": "type 'dict'; allowed are int, float, str, bool, list",
+    }.items():
+        small.write_text(text.replace("count: int = 2", line))
+        with pytest.raises(CcdError, match=message):
+            parameters_of(small)
+    small.write_text(text.replace('"parameters"', '"something"'))
+    with pytest.raises(CcdError, match="has 0 cells tagged `parameters`"):
+        parameters_of(small)
+
+
+# ---------------------------------------------------------------- the door
+
+
+def test_the_door_runs_a_notebook_and_reports(small, outputs):
+    result = ccd("run", "99_small", "-p", "rate", "1e-3")
+    assert result.exit_code == 0, result.output
+    (executed,) = outputs.glob("smoke-*/99_small.ipynb")
+    assert paths.shown(executed) in result.output
+    book = nbformat.read(executed, as_version=4)
+    assert "0.001 2" in json.dumps(book)
+    assert "papermill" not in json.dumps(book.metadata)
+    assert all(set(cell.metadata) <= {"tags"} for cell in book.cells)
+    assert json.loads((executed.with_suffix("") / "results.json").read_text())["parameters"]["rate"] == 0.001
+    assert not list(outputs.rglob("*.part*"))
+    assert not [o for cell in book.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
+
+
+def test_own_parameters_never_overwrite_a_profiles_results(small):
+    values = profile_parameters(small, "smoke")
+    assert label(small, "smoke", values) == "smoke"
+    assert label(small, "lite", profile_parameters(small, "lite")) == "lite"
+    other = label(small, "smoke", values | {"count": 3})
+    assert other.startswith("smoke-")
+    assert other != label(small, "smoke", values | {"count": 4})
+    # Plain papermill changes the variables of the notebook, and Run sees it there.
+    assert Run("99_small", "smoke", values | {"count": 3}).profile == other
+
+
+def test_plain_papermill_works_too(small, outputs, tmp_path):
+    import papermill
+
+    papermill.execute_notebook(
+        str(small), str(tmp_path / "out.ipynb"), parameters={"count": 5}, progress_bar=False, start_timeout=300
+    )
+    (results,) = outputs.glob("smoke-*/99_small/results.json")
+    assert json.loads(results.read_text())["parameters"]["count"] == 5
+
+
+def test_profiles_and_files_and_parameters_override_in_this_order(small, tmp_path, outputs):
+    (tmp_path / "mine.yaml").write_text("count: 8\n")
+    run_notebook("99_small", "lite", [tmp_path / "mine.yaml"], [("words", "7")])
+    (results,) = outputs.glob("lite-*/99_small/results.json")
+    expected = {"profile": "lite", "words": "7", "rate": 0.001, "count": 8, "fail": False}
+    assert json.loads(results.read_text())["parameters"] == expected
+
+
+def test_a_failing_notebook_keeps_its_executed_copy_and_exits_1(small, outputs, capsys):
+    code, message = refused(capsys, "run", "99_small", "-p", "fail", "true")
+    assert code == 1
+    assert "RuntimeError: as asked" in message
+    (failed,) = outputs.glob("smoke-*/99_small.failed.ipynb")
+    assert paths.shown(failed) in message
+    assert not list(outputs.glob("smoke-*/99_small.ipynb"))
+    assert not list(outputs.rglob("*.part*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "99_smal"], "unknown notebook '99_smal'. Did you mean '99_small'"),
+        (
+            ["run", "99_small", "--profile", "lit"],
+            "unknown profile of 99_small 'lit'. Did you mean 'lite'? Allowed: smoke, lite",
+        ),
+        (["run", "99_small", "-p", "cuont", "3"], "unknown parameter in -p 'cuont'. Did you mean 'count'"),
+        (["run", "99_small", "-p", "count", "many"], "parameter count = 'many' in -p: it must be of type int, not str"),
+        (["run", "99_small", "-p", "count", "2.5"], "it must be of type int, not float"),
+        (["run", "99_small", "-p", "count", "true"], "it must be of type int, not bool"),
+        (["run", "99_small", "-p", "rate", "fast"], "it must be of type float, not str"),
+        (["run", "99_small", "-p", "count", "[1"], "cannot be read as a value"),
+        (["run", "99_small", "-f", "nothing.yaml"], "nothing.yaml cannot be read as YAML"),
+        (["run", "99_small", "--colour"], "No such option"),
+    ],
+)
+def test_the_door_refuses_before_anything_runs(small, outputs, capsys, arguments, message):
+    code, error = refused(capsys, *arguments)
+    assert code == 2
+    assert message in error
+    assert not outputs.exists()
+
+
+def test_yaml_that_is_no_table_of_parameters(small, tmp_path):
+    for text, message in {"- 1": "holds a list", "a: [": "cannot be read as YAML", "contu: 1": "unknown parameter in"}.items():
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(CcdError, match=message):
+            run_notebook("99_small", files=[tmp_path / "bad.yaml"])
+
+
+def test_refresh_gives_the_same_bytes_again(small):
+    notebook.refresh("99_small")
+    first = small.read_bytes()
+    assert b"0.5 2" in first
+    notebook.refresh("99_small")
+    assert small.read_bytes() == first
+
+
+def test_help_has_an_example():
+    assert "Example: ccd run 00_quickstart" in ccd("run", "--help").output
+
+
+# ---------------------------------------------------------------- Run
+
+
+def test_run_needs_paired_arms(small):
+    run, config = Run("99_small"), RunConfig(n_train=20, epochs=1)
+    one, other = fit(config), fit(config.model_copy(update={"seed": 1}))
+    with pytest.raises(CcdError, match="the arms are not paired"):
+        run.table({"a": [one], "b": [other]}, baseline="a")
+
+
+def test_run_keeps_checks_claims_and_table(small, outputs, capsys):
+    run, config = Run("99_small"), RunConfig(n_train=20, epochs=1)
+    results = {
+        arm: [fit(config.model_copy(update={"seed": s, "lr": lr})) for s in (0, 1)] for arm, lr in (("a", 0.05), ("b", 0.01))
+    }
+    shown = run.table(results, baseline="a")
+    assert list(shown.index) == ["a", "b"]
+    run.claim("b beats a", better="b", baseline="a", least=2)
+    run.check("two is two", True)
+    run.save()
+    with pytest.raises(AssertionError, match="check failed: two is three"):
+        run.check("two is three", False)
+    saved = json.loads((outputs / "smoke" / "99_small" / "results.json").read_text())
+    differences = [b.accuracy - a.accuracy for a, b in zip(results["a"], results["b"], strict=True)]
+    assert saved["claims"][0]["estimate"] == pytest.approx(sum(differences) / 2)
+    assert saved["claims"][0]["verdict"] in stats.VERDICTS
+    assert saved["table"][1]["accuracies"] == [r.accuracy for r in results["b"]]
+    assert saved["checks"] == ["two is two"]
+    assert saved["runs"]["a"] == [r.folder.name for r in results["a"]]
+    assert "check: two is two" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- stats
+
+
+def test_paired_interval_is_the_t_interval_of_the_differences():
+    a, b = [80.0, 82.0, 81.5, 79.0], [78.0, 81.0, 80.0, 79.5]
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    mean = sum(differences) / 4
+    deviation = math.sqrt(sum((d - mean) ** 2 for d in differences) / 3)
+    half = 3.182446 * deviation / 2  # the 97.5 % point of Student's t with 3 degrees of freedom, from a table
+    found = stats.paired(a, b)
+    assert found == pytest.approx((mean, mean - half, mean + half, 4))
+
+
+def test_95_percent_intervals_cover_about_95_percent():
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(2000):
+        found = stats.interval(rng.normal(0.7, 2.0, size=10))
+        hits += found.low <= 0.7 <= found.high
+    assert 0.935 < hits / 2000 < 0.965
+
+
+def test_verdicts():
+    def verdict(low, high, n=10, least=10):
+        return stats.verdict(stats.Interval((low + high) / 2, low, high, n), least)
+
+    assert verdict(0.1, 0.9) == "holds"
+    assert verdict(-0.9, -0.1) == "does not hold"
+    assert verdict(-0.5, 0.5) == "inconclusive"
+    assert verdict(0.1, 0.9, n=9).startswith("untested")
+    assert stats.verdict(stats.interval([1.0]), least=1).startswith("untested")
+
+
+def test_statistics_of_nothing():
+    with pytest.raises(CcdError, match="finite numbers"):
+        stats.interval([])
+    with pytest.raises(CcdError, match="finite numbers"):
+        stats.interval([1.0, float("nan")])
+    with pytest.raises(CcdError, match="are no pairs"):
+        stats.paired([1.0, 2.0], [1.0])
+
+
+# ---------------------------------------------------------------- real colour images
+
+
+def test_the_quickstart_on_a_slice_of_real_cifar100(tmp_path, outputs, cifar100_slice):
+    import numpy as np
+
+    np.savez(tmp_path / "slice.npz", **cifar100_slice)
+    given = {"data": f"npz:{tmp_path / 'slice.npz'}", **TINY, "n_train": 200, "n_teacher": 0, "seeds": 1}
+    executed = run_notebook("00_quickstart", given=[(name, str(value)) for name, value in given.items()])
+    results = json.loads((executed.with_suffix("") / "results.json").read_text())
+    assert [row["arm"] for row in results["table"]] == ["student alone", "KD", "KD + JDA", "CCD"]
+    assert all(claim["verdict"].startswith("untested") for claim in results["claims"])
+    text = json.dumps(nbformat.read(executed, as_version=4))
+    assert "100 classes; an image is (3, 32, 32)" in text
+    assert "on these images 12 of 14 can change something" in text
+    shutil.rmtree(outputs)

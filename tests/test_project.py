@@ -1,0 +1,167 @@
+"""The project's own promises: pins that agree, files that say what is true, commands that work where they are typed."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from ccdlib import notebook, paths, runs, verdicts
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONSTRAINTS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line]
+CONDA_NAMES = {"pytorch": "torch"}
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")[:-1]
+
+
+def pins(lines):
+    requirements = map(Requirement, lines)
+    return {CONDA_NAMES.get(r.name, r.name): r.specifier for r in requirements}
+
+
+def test_environment_yml_has_exactly_the_pins_of_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = (row["pip"] for row in environment["dependencies"] if isinstance(row, dict))
+    assert pip[-1] == "--editable ."
+    conda = pins([row for row in environment["dependencies"] if isinstance(row, str)] + pip[:-1])
+    assert conda.pop("python") == Requirement(f"python{PYPROJECT['requires-python']}").specifier
+    conda.pop("pip")
+    assert conda == pins(PYPROJECT["dependencies"])
+    assert environment["channels"] == ["conda-forge"]
+
+
+def test_the_pins_that_were_asked_for():
+    wanted = pins(PYPROJECT["dependencies"])
+    assert (str(wanted["torch"]), str(wanted["torchvision"])) == ("==2.13.0", "==0.28.0")
+    assert "<4" in str(wanted["pandas"])
+    assert "<3.13" in str(wanted["matplotlib"])
+    assert "<10" in str(wanted["pytest"])
+    assert str(wanted["nbval"]) == "==0.11.*"
+
+
+def test_constraints_are_installable_by_everybody_and_satisfy_the_pins():
+    assert not [line for line in CONSTRAINTS if "+" in line or "@" in line or "/" in line]
+    exact = {r.name.lower().replace("_", "-"): r.specifier for r in map(Requirement, CONSTRAINTS)}
+    for name, wanted in pins(PYPROJECT["dependencies"]).items():
+        (only,) = exact[name]
+        assert only.operator == "=="
+        assert wanted.contains(only.version), name
+
+
+def test_the_console_script_is_installed():
+    done = subprocess.run([Path(sys.executable).with_name("ccd"), "--help"], capture_output=True, text=True, check=True)
+    assert "run" in done.stdout
+
+
+def make(*arguments, **environment):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CONDA", "MAKE", "MFLAGS"))}
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, env=kept | environment)
+
+
+def test_make_uses_an_active_conda_environment_and_otherwise_a_venv(tmp_path):
+    inside = make("-n", "lab", CONDA_PREFIX=str(tmp_path), CONDA_DEFAULT_ENV="ccdlib").stdout
+    assert f"{tmp_path}/bin/jupyter lab" in inside
+    assert "venv" not in inside
+    for outside in ({}, {"CONDA_PREFIX": str(tmp_path), "CONDA_DEFAULT_ENV": "base"}):
+        assert ".venv/bin/jupyter lab" in make("-n", "lab", **outside).stdout
+
+
+def test_make_in_a_conda_environment_that_lacks_packages_says_what_to_do(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bin" / "python").chmod(0o755)
+    done = make("lab", CONDA_PREFIX=str(tmp_path), CONDA_DEFAULT_ENV="mine")
+    assert done.returncode != 0
+    assert "conda env update --file environment.yml" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("refuses", "message"),
+    [("ensurepip", "python3-venv is missing: install it"), ("version_info", "Python 3.11 or newer is needed")],
+)
+def test_make_on_a_machine_that_lacks_something_says_so_in_one_line(tmp_path, refuses, message):
+    # A python that fails exactly at the question the Makefile asks it; `.venv/.ready` is remade in a copy of the project.
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$2" in *{refuses}*) exit 1;; esac\nexit 0\n')
+    python.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    done = make("-s", "-C", str(tmp_path), "lab", f"PYTHON={python}")
+    assert done.returncode != 0
+    said = [line for line in done.stdout.splitlines() if "directory" not in line]
+    assert len(said) == 1
+    assert message in said[0]
+
+
+def test_ci_calls_the_lint_and_test_commands_and_nothing_else():
+    commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")]
+    assert commands[-2:] == ["make lint", "make test"]
+    assert "make test" in (ROOT / "README.md").read_text()
+    recipe = (ROOT / "Makefile").read_text()
+    assert "--nbval-lax --nbval-current-env" in recipe
+    assert "--dist loadfile" in recipe
+
+
+def test_the_verdict_pages_say_what_the_results_say():
+    stale = [str(path) for path, text in verdicts.pages().items() if path.read_text() != text]
+    assert not stale, "run `ccd verdicts`"
+
+
+def test_the_verdict_page_shows_every_claim_and_changes_with_it():
+    results = verdicts.published_results()
+    assert results
+    text = verdicts.table(results)
+    assert len(text.splitlines()) == 2 + sum(len(r["claims"]) for r in results)
+    results[0]["claims"][0]["verdict"] = "does not hold"
+    assert verdicts.table(results) != text
+
+
+@pytest.mark.parametrize("results", verdicts.published_results(), ids=lambda r: f"{r['profile']}-{r['notebook']}")
+def test_published_results_are_of_the_profile_they_name(results):
+    path = notebook.find(results["notebook"])
+    assert results["parameters"] == notebook.profile_parameters(path, results["profile"]), "run the profile again"
+    executed = ROOT / "outputs" / results["profile"] / f"{results['notebook']}.ipynb"
+    assert executed.stat().st_size < 1_000_000
+    assert all((executed.with_suffix("") / figure).exists() for figure in results["figures"])
+    seeds = {len(row["seeds"]) for row in results["table"]}
+    assert seeds == {results["parameters"]["seeds"]}
+    assert results["provenance"]["protocol"] == runs.PROTOCOL, "trained with an older arithmetic; run the profile again"
+
+
+def test_the_library_stays_small():
+    lines = sum(len(path.read_text().splitlines()) for path in (ROOT / "ccdlib").rglob("*.py"))
+    assert lines < 3200
+
+
+def test_every_shaping_module_is_hashed():
+    existing = {path.relative_to(ROOT / "ccdlib").with_suffix("").as_posix() for path in (ROOT / "ccdlib").rglob("*.py")}
+    presentation = {"__init__", "cli", "notebook", "paper", "paths", "plots", "registry", "runs", "stats", "verdicts", "vision"}
+    assert existing == set(runs.SHAPING) | presentation
+
+
+def test_links_in_the_pages_lead_somewhere():
+    for page in ("README.md", "CONTRIBUTING.md", "notebooks/README.md", "outputs/README.md"):
+        path = ROOT / page
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
+            assert (path.parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.skipif(not TRACKED, reason="not a git checkout")
+def test_the_tree_names_no_machine():
+    home = re.escape(str(Path.home()))
+    for name in TRACKED:
+        content = (ROOT / name).read_bytes() if (ROOT / name).is_file() else b""
+        assert not re.search(rf"{home}/|{re.escape(str(ROOT))}".encode(), content), name
+
+
+def test_torch_and_torchvision_are_the_pinned_pair():
+    assert version("torch").partition("+")[0] == "2.13.0"
+    assert version("torchvision").partition("+")[0] == "0.28.0"
+    assert paths.ROOT == ROOT
