@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import yaml
 from ccdlib import paths, stats
 from ccdlib.paper import published
 from ccdlib.registry import CcdError, unknown
-from ccdlib.runs import hardware, provenance, write_whole
+from ccdlib.runs import hardware, provenance, source_hash, write_whole
 
 TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list}
 
@@ -139,7 +140,8 @@ class Run:
             self.parameters = {name: scope[name] for name in self.parameters}
         self.profile = label(notebook, profile, self.parameters)
         self.folder = paths.outputs() / self.profile / stem
-        self.checks, self.claims, self.rows, self.figures, self.runs = [], [], [], [], {}
+        self.checks, self.claims, self.rows, self.figures = [], [], [], []
+        self.baseline, self.results = None, {}
 
     def __repr__(self):
         return f"Run {self.stem}, profile {self.profile}, on {hardware()}"
@@ -155,13 +157,16 @@ class Run:
         """A DataFrame, one row an arm, of results {arm: [Result, one a seed]}, paired by seed with the arm `baseline`."""
         import pandas as pd
 
+        if baseline not in results:
+            raise unknown("baseline arm", baseline, results)
         seeds = {arm: [r.config.seed for r in runs] for arm, runs in results.items()}
+        if not results[baseline]:
+            raise CcdError("there is no run in the table; train with at least one seed (parameter `seeds`)")
         if len({tuple(s) for s in seeds.values()}) != 1:
             raise CcdError(f"the arms are not paired: {seeds}; train every arm with the same seeds, in the same order")
         base = [r.accuracy for r in results[baseline]]
         self.rows = [self._row(arm, runs, None if arm == baseline else base) for arm, runs in results.items()]
-        self.runs = {arm: [r.folder.name for r in runs] for arm, runs in results.items()}
-        self.seconds = sum(r.seconds for runs in results.values() for r in runs)
+        self.baseline, self.results = baseline, results
         shown = {
             row["arm"]: {
                 "accuracy (%)": f"{row['mean']:.2f}" + ("" if row["std"] is None else f" ± {row['std']:.2f}"),
@@ -214,16 +219,21 @@ class Run:
 
     def save(self, **more):
         """Write results.json, last: a notebook is finished when it is there."""
+        runs = [run for arm in self.results.values() for run in arm]
+        made = [run.metrics["provenance"] for run in runs]
         results = {
             "notebook": self.stem,
             "profile": self.profile,
             "parameters": self.parameters,
+            "baseline": self.baseline,
             "table": self.rows,
             "claims": self.claims,
             "checks": self.checks,
             "figures": self.figures,
-            "runs": self.runs,
-            "training_seconds": round(getattr(self, "seconds", 0.0), 1),
+            "runs": {arm: [run.folder.name for run in arms] for arm, arms in self.results.items()},
+            "training_seconds": round(sum(run.seconds for run in runs), 1),
+            "trained_on": sorted({facts["hardware"] for facts in made}),
+            "trained_by_other_code": sum(facts["source"] != source_hash() for facts in made),
             **more,
             "provenance": provenance(),
         }
@@ -316,10 +326,19 @@ def without_times(notebook):
 
 
 def refresh(name):
-    """Execute a notebook with its own defaults and keep the outputs in the notebook itself."""
+    """Execute a notebook with its own defaults, all training anew, and keep the outputs in the notebook itself."""
     path = find(name)
-    executed = run_notebook(path)
-    write_whole(path, executed.read_bytes())
+    before = os.environ.get("CCD_OUTPUTS")
+    with tempfile.TemporaryDirectory(prefix="ccdlib-") as folder:
+        os.environ["CCD_OUTPUTS"] = folder
+        try:
+            executed = execute(path, Path(folder) / path.name, {}).read_bytes()
+        finally:
+            if before is None:
+                del os.environ["CCD_OUTPUTS"]
+            else:
+                os.environ["CCD_OUTPUTS"] = before
+    write_whole(path, executed)
     return path
 
 
@@ -327,14 +346,19 @@ def report(executed):
     """A few lines about an executed notebook: its table, its verdicts, and where everything is."""
     folder = executed.with_suffix("")
     results = json.loads((folder / "results.json").read_text())
-    width = max(len(row["arm"]) for row in results["table"])
+    rows = results["table"]
+    width = max(len(row["arm"]) for row in rows)
+    seeds = len(rows[0]["seeds"])
     lines = [
-        f"{results['notebook']}, profile {results['profile']}: test accuracy (%), {len(results['table'][0]['seeds'])} seeds"
+        f"{results['notebook']}, profile {results['profile']}, {seeds} seed{'s' if seeds > 1 else ''}",
+        f"  {'':{width}}  test accuracy   gain over {results['baseline']} [95 % interval]",
     ]
-    for row in results["table"]:
+    for row in rows:
         std = "" if row["std"] is None else f" ± {row['std']:.2f}"
-        lines.append(f"  {row['arm']:{width}}  {row['mean']:6.2f}{std:8}  {_gain(row['difference'])}")
+        lines.append(f"  {row['arm']:{width}}  {row['mean']:6.2f} %{std:7}  {_gain(row['difference'])}".rstrip())
     lines += [f"  {claim['verdict']}: {claim['claim']}" for claim in results["claims"]]
+    if results["trained_by_other_code"]:
+        lines.append(f"  note: {results['trained_by_other_code']} of the runs were trained by an earlier version of the code")
     lines += [f"notebook  {paths.shown(executed)}", f"results   {paths.shown(folder / 'results.json')}"]
     lines += [f"figure    {paths.shown(folder / name)}" for name in results["figures"]]
     return "\n".join(lines)

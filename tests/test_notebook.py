@@ -10,8 +10,9 @@ import yaml
 from click.testing import CliRunner
 
 from ccdlib import cli, notebook, paths, stats
-from ccdlib.config import RunConfig
+from ccdlib.config import RECIPES, RunConfig
 from ccdlib.notebook import Run, label, parameters_of, profile_parameters, run_notebook
+from ccdlib.paper import published
 from ccdlib.registry import CcdError
 from ccdlib.train import fit
 
@@ -23,7 +24,8 @@ CELLS = {
     "parameters": 'profile: str = "smoke"  # a name\nwords: str = "a"\nrate: float = 0.5\ncount: int = 2\nfail: bool = False',
     "work": "from ccdlib import Run\nrun = Run('99_small', profile, globals())\nprint(rate, count)",
     "maybe": "if fail:\n    raise RuntimeError('as asked')",
-    "save": "run.rows = [{'arm': 'x', 'seeds': [0], 'mean': 1.0, 'std': None, 'difference': None}]\nrun.save()",
+    "save": "run.baseline = 'x'\n"
+    "run.rows = [{'arm': 'x', 'seeds': [0], 'mean': 1.0, 'std': None, 'difference': None}]\nrun.save()",
 }
 
 
@@ -219,6 +221,13 @@ def test_help_has_an_example():
 # ---------------------------------------------------------------- Run
 
 
+def test_run_needs_seeds_and_a_baseline(small):
+    with pytest.raises(CcdError, match="at least one seed"):
+        Run("99_small").table({"a": []}, baseline="a")
+    with pytest.raises(CcdError, match="unknown baseline arm 'b'"):
+        Run("99_small").table({"a": []}, baseline="b")
+
+
 def test_run_needs_paired_arms(small):
     run, config = Run("99_small"), RunConfig(n_train=20, epochs=1)
     one, other = fit(config), fit(config.model_copy(update={"seed": 1}))
@@ -290,6 +299,21 @@ def test_statistics_of_nothing():
         stats.interval([1.0, float("nan")])
     with pytest.raises(CcdError, match="are no pairs"):
         stats.paired([1.0, 2.0], [1.0])
+
+
+# ---------------------------------------------------------------- published numbers
+
+
+def test_published_numbers_stand_only_beside_the_papers_protocol():
+    paper = {"data": "cifar100", **RECIPES["paper"]}
+    teacher = RunConfig(**paper, model="wrn_40_2")
+    kd = {"method": "kd", "model": "wrn_16_2", "teacher": teacher}
+    assert published(RunConfig(**paper, **kd)) == 75.23
+    assert published(RunConfig(**paper, model="resnet20")) == 69.62
+    for change in ({"n_train": 0.5}, {"epochs": 100}, {"views": "cifar100"}, {"settings": {"temperature": 2.0}}):
+        assert published(RunConfig(**paper | kd | change)) is None
+    ccd = {"method": "ccd", "views": "cifar100"}
+    assert published(RunConfig(**paper | kd | ccd)) is None
 
 
 # ---------------------------------------------------------------- real colour images

@@ -424,6 +424,15 @@ def test_strings_of_yaml_and_the_command_line_become_numbers():
     assert (config.lr, config.epochs, config.n_train) == (0.001, 3, 0.5)
 
 
+def test_a_progress_bar_on_the_command_line_only(capsys):
+    fit(TEACHER, show="bar")
+    shown = capsys.readouterr()
+    assert "resnet8 ce seed 7" in shown.err
+    assert shown.out == ""
+    fit(TEACHER.model_copy(update={"seed": 8}))  # no terminal here: nothing is shown
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_wrong_way_to_show_progress():
     with pytest.raises(CcdError, match="allowed are auto, epochs, bar, none"):
         fit(TEACHER, show="loud")
