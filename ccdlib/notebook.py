@@ -167,17 +167,8 @@ class Run:
         base = [r.accuracy for r in results[baseline]]
         self.rows = [self._row(arm, runs, None if arm == baseline else base) for arm, runs in results.items()]
         self.baseline, self.results = baseline, results
-        shown = {
-            row["arm"]: {
-                "accuracy (%)": f"{row['mean']:.2f}" + ("" if row["std"] is None else f" ± {row['std']:.2f}"),
-                f"gain over {baseline}": _gain(row["difference"]),
-                "best on test (%)": f"{row['best_on_test']:.2f}",
-                "published (%)": "" if row["published"] is None else f"{row['published']:.2f}",
-                "ours - published": "" if row["published"] is None else f"{row['mean'] - row['published']:+.2f}",
-            }
-            for row in self.rows
-        }
-        return pd.DataFrame(shown.values(), index=pd.Index(shown, name="arm"))
+        shown = pd.DataFrame([_shown(row, baseline) for row in self.rows]).set_index("arm")
+        return shown.loc[:, (shown != "").any()]  # a column without any number, such as unpublished ones, is left out
 
     @staticmethod
     def _row(arm, runs, base):
@@ -241,6 +232,19 @@ class Run:
         print(f"saved {self.profile}/{self.stem}/results.json")
 
 
+def _shown(row, baseline):
+    """A row of the table as a person reads it."""
+    theirs = row["published"]
+    return {
+        "arm": row["arm"],
+        "accuracy (%)": f"{row['mean']:.2f}" + ("" if row["std"] is None else f" ± {row['std']:.2f}"),
+        f"gain over {baseline}": _gain(row["difference"]),
+        "best on test (%)": f"{row['best_on_test']:.2f}",
+        "published (%)": "" if theirs is None else f"{theirs:.2f}",
+        "ours - published": "" if theirs is None else f"{row['mean'] - theirs:+.2f}",
+    }
+
+
 def _gain(difference):
     if difference is None:
         return ""
@@ -298,6 +302,7 @@ def execute(path, target, parameters):
             cwd=str(paths.ROOT),
             config=config,
             progress_bar=False,
+            coalesce_streams=True,  # how prints are cut into outputs depends on timing
             start_timeout=300,
         )
     except papermill.PapermillExecutionError as error:

@@ -2,7 +2,9 @@
 
 import matplotlib.pyplot as plt
 import seaborn as sns
+import torch
 
+from ccdlib.losses import confidence
 from ccdlib.stats import interval
 
 STYLE = {
@@ -23,25 +25,24 @@ def style():
     sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE, rc=STYLE)
 
 
-def view_pairs(originals, augmented, weights, labels, said):
-    """Pairs of views above each other, each pair under its weight.
+def view_pairs(originals, augmented, z_original, z_augmented, labels, class_names):
+    """Pairs of views above each other, with the teacher's most probable class for each view and CCD's weight for the pair.
 
-    originals, augmented: uint8 (n, C, H, W). weights: (n,) of the augmented views, 0..2. labels: the n class names.
-    said: for each image the teacher's (class, confidence) for the original and for the augmented view.
+    originals, augmented: uint8 (n, C, H, W). z_original, z_augmented: the teacher's logits (n, classes). labels: (n,).
     """
     style()
     n = len(originals)
-    figure, axes = plt.subplots(2, n, figsize=(1.55 * n, 4.1), layout="constrained")
-    for k in range(n):
-        for row, image in enumerate((originals[k], augmented[k])):
-            ax = axes[row, k]
-            pixels = image.permute(1, 2, 0).cpu().numpy()
-            ax.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    weights = confidence(torch.cat([z_original, z_augmented]))
+    figure, axes = plt.subplots(2, n, figsize=(1.55 * n, 4.1), layout="constrained", squeeze=False)
+    for row, (images, logits) in enumerate([(originals, z_original), (augmented, z_augmented)]):
+        sure, said = logits.softmax(1).max(1)
+        for ax, image, certainty, name in zip(axes[row], images, sure.tolist(), said.tolist(), strict=True):
+            ax.imshow(image.permute(1, 2, 0).cpu().numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
             ax.grid(visible=False)
-            name, confidence = said[k][row]
-            ax.set_xlabel(f"teacher: {name}\n{100 * confidence:.0f} % sure", fontsize="small")
-        axes[0, k].set_title(f"label {labels[k]}\nw = {weights[k]:.2f}")
+            ax.set_xlabel(f"teacher: {class_names[name]}\n{100 * certainty:.0f} % sure", fontsize="small")
+    for ax, label, weight in zip(axes[0], labels.tolist(), weights.tolist(), strict=True):
+        ax.set_title(f"label {class_names[label]}\nw = {weight:.2f}")
     axes[0, 0].set_ylabel("original")
     axes[1, 0].set_ylabel("augmented")
     return figure
