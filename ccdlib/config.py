@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ccdlib.augment import POLICIES, Policy, policy_named
-from ccdlib.data import _source
+from ccdlib.data import source_of
 from ccdlib.losses import LOSSES, WEIGHTS
 from ccdlib.models import MODELS
 from ccdlib.registry import CcdError, unknown
@@ -101,7 +101,7 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _names_and_needs(self):
-        _source(self.data)
+        source_of(self.data)
         MODELS[self.model]
         _check_settings(self.method, self.settings)
         if self.views not in VIEWS:

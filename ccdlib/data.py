@@ -108,14 +108,15 @@ def load_data(name, *, side=32, n_train=None, seed=0, device="cpu"):
     images uint8 NHWC or NHW; optional label_names), "folder:PATH" (train/ and val/ with one folder a class, resized to
     side x side). n_train, seed: a stratified training subset, see Data.subset. Errors: CcdError.
     """
-    _, path = _source(name)
+    _, path = source_of(name)
     data = _load(name, side, _stamp(path))
     if n_train is not None:
         data = data.subset(n_train, seed)
     return data.to(device)
 
 
-def _source(name):
+def source_of(name):
+    """(Source, path or None) of a data set's name; CcdError for a name that is none."""
     kind, colon, path = str(name).partition(":")
     allowed = [row + ":PATH" if DATASETS[row].takes_path else row for row in DATASETS]
     if kind not in DATASETS or bool(colon) != DATASETS[kind].takes_path or (colon and not path):
@@ -134,7 +135,7 @@ def _stamp(path):
 
 @lru_cache(maxsize=4)
 def _load(name, side, stamp):
-    source, path = _source(name)
+    source, path = source_of(name)
     arrays, class_names = source.load(path, side) if source.takes_path else source.load()
     tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
     mean, std = source.statistics or _statistics(tensors["train_images"])

@@ -350,6 +350,10 @@ def refresh(name):
 def report(executed):
     """A few lines about an executed notebook: its table, its verdicts, and where everything is."""
     folder = executed.with_suffix("")
+    if not (folder / "results.json").exists():
+        raise CcdError(
+            f"{paths.shown(executed)} ran, but wrote no {paths.shown(folder / 'results.json')}; its last cell must save"
+        )
     results = json.loads((folder / "results.json").read_text())
     rows = results["table"]
     width = max(len(row["arm"]) for row in rows)

@@ -20,7 +20,7 @@ import subprocess
 import time
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -164,13 +164,14 @@ def identity(config, fingerprint):
     """
     facts = config.model_dump(mode="json", exclude={"device", "teacher", "data"})
     if isinstance(config.teacher, Checkpoint):
-        facts["teacher"] = {"model": config.teacher.model, "sha256": sha256(_existing(config.teacher.file))}
+        facts["teacher"] = {"model": config.teacher.model, "sha256": sha256(existing(config.teacher.file))}
     elif config.teacher is not None:
         facts["teacher"] = identity(config.teacher, fingerprint)
     return facts | {"data": fingerprint(config), "protocol": PROTOCOL}
 
 
-def _existing(file):
+def existing(file):
+    """The path of a teacher checkpoint; CcdError when it is not there."""
     path = Path(file).expanduser()
     if not path.is_file():
         raise CcdError(f"there is no teacher checkpoint {path}; give a .safetensors file, or teacher=RunConfig(...)")
@@ -194,7 +195,7 @@ class Folder:
         """Hold the run: a second process that asks for it waits here, and finds it finished. Freed when a process dies."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.file(".lock"))
+            lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))  # beside it: a damaged folder may be renamed
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -216,7 +217,7 @@ class Folder:
         """Whether the done-marker is there."""
         return self.file("metrics.json").exists()
 
-    @cached_property
+    @property
     def metrics(self):
         """metrics.json as a dict."""
         return self._read("metrics.json", json.loads)
@@ -233,13 +234,22 @@ class Folder:
             raise self._damaged("curves.csv", f"{len(rows)} rows for {self.config.epochs} epochs")
         return rows
 
+    def ready(self, repair=False):
+        """Whether the run is finished and whole. A damaged one raises DamagedRun or, under `repair`, is not ready."""
+        try:
+            return self.finished and self.verify()
+        except DamagedRun:
+            if not repair:
+                raise
+            return False
+
     def verify(self):
-        """Raise DamagedRun unless all files of a finished run are what was written."""
+        """True when all files of a finished run are what was written; DamagedRun otherwise."""
         recorded = self.metrics.get("weights_sha256")
         if not self.file("weights.safetensors").exists() or sha256(self.file("weights.safetensors")) != recorded:
             raise self._damaged("weights.safetensors", "its content is not what metrics.json records")
         self.curves()
-        return self
+        return True
 
     def _read(self, name, parse):
         try:
@@ -257,7 +267,7 @@ class Folder:
         """Rename a damaged run's folder, so that it can be trained again and nothing is lost."""
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
         os.replace(self.path, aside)
-        self.__dict__.pop("metrics", None)
+        self.path.mkdir()
         return aside
 
     # -- an unfinished run
@@ -269,7 +279,8 @@ class Folder:
 
     def save_state(self, epoch, network, optimiser, rows):
         """Keep what the next epoch needs: tensors, strings and numbers only."""
-        momentum = [optimiser.state[p]["momentum_buffer"] for p in network.parameters()]
+        kept = (optimiser.state[p].get("momentum_buffer") for p in network.parameters())
+        momentum = [buffer for buffer in kept if buffer is not None]  # none at all without momentum
         state = {
             "epochs_done": epoch,
             "weights": network.state_dict(),
@@ -288,7 +299,8 @@ class Folder:
             state = torch.load(self.file("resume.pt"), map_location="cpu", weights_only=True)
             rows = json.loads(state["curves"])
             network.load_state_dict(state["weights"])
-            for parameter, kept in zip(network.parameters(), state["momentum"], strict=True):
+            parameters = network.parameters() if self.config.momentum else ()
+            for parameter, kept in zip(parameters, state["momentum"], strict=True):
                 # Laid out like its parameter, so that the update runs the same code as without the interruption.
                 optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(kept)
         except Exception as error:  # torch raises many kinds for a file that is not whole

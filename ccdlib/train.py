@@ -16,8 +16,10 @@ from ccdlib.data import load_data
 from ccdlib.losses import LOSSES
 from ccdlib.models import build
 from ccdlib.registry import CcdError
-from ccdlib.runs import DamagedRun, Folder, _existing, identity, load_weights, provenance
+from ccdlib.runs import DamagedRun, Folder, existing, identity, load_weights, provenance
 from ccdlib.streams import stream
+
+SHOWS = ("auto", "epochs", "run", "bar", "none")
 
 
 class Diverged(CcdError):
@@ -55,34 +57,32 @@ class Result:
 def fit(config, show="auto", repair=None):
     """Train the network that `config` describes, or find it trained; its teacher first. Returns a Result.
 
-    show: "epochs" (one printed line an epoch, also of a run that is found), "bar" (tqdm), "none", or "auto": bar on an
-    interactive command line, none elsewhere. repair: train a damaged run again, keeping its folder under another name;
-    None: as $CCD_REPAIR says. Errors: CcdError, before any training wherever it can be known then; Diverged during it.
+    show: "epochs" (one printed line an epoch), "run" (one line when it is done), both also for a run that is found; "bar"
+    (tqdm); "none"; or "auto": bar on an interactive command line, epochs elsewhere. repair: train a damaged run again, keeping
+    its folder under another name; None: as $CCD_REPAIR says. Errors: CcdError, before any training wherever it can be known
+    then; Diverged during it.
     """
-    if show not in ("auto", "epochs", "bar", "none"):
-        raise CcdError(f"show = {show!r}: allowed are auto, epochs, bar, none")
-    show = ("bar" if sys.stderr.isatty() else "none") if show == "auto" else show
+    if show not in SHOWS:
+        raise CcdError(f"show = {show!r}: allowed are {', '.join(SHOWS)}")
+    show = ("bar" if sys.stderr.isatty() else "epochs") if show == "auto" else show
     repair = os.environ.get("CCD_REPAIR") == "1" if repair is None else repair
     device = _device(config.device)
     data = _data(config)
     _check_teacher(config, data)
     folder = Folder(config, identity(config, lambda c: _data(c).fingerprint))
-    try:
-        found = folder.finished and folder.verify()
-    except DamagedRun:
-        if not repair:
-            raise
-        folder.set_aside()
-        found = False
-    if not found:
-        teacher = _teacher(config, data, repair)
+    if not folder.ready(repair):
+        teacher = _teacher(config, data, show, repair)
         with folder.lock():
-            if not folder.finished:  # another process may have finished it meanwhile
+            if not folder.ready(repair):  # another process may have finished it meanwhile
+                if folder.finished:
+                    folder.set_aside()
                 _train(config, data.to(device), teacher, folder, device, show, repair)
     elif show == "epochs":
         for row in folder.curves():
             print(_line(config, row))
     metrics = folder.metrics
+    if show == "run":
+        print(f"{config.model}, {config.method}, views {config.views}, seed {config.seed}: {metrics['accuracy']:.1f} %")
     return Result(
         config, metrics["accuracy"], metrics["best_on_test"], folder.curves(), folder.path, metrics, data.classes, data.channels
     )
@@ -108,14 +108,15 @@ def _check_teacher(config, data):
             )
 
 
-def _teacher(config, data, repair):
+def _teacher(config, data, show, repair):
     """The teacher network in eval mode on the CPU, trained first if it has to be; None where there is none."""
     if isinstance(config.teacher, Checkpoint):
         network = build(config.teacher.model, classes=data.classes, channels=data.channels)
-        return load_weights(_existing(config.teacher.file), network, config.teacher.model).eval()
+        return load_weights(existing(config.teacher.file), network, config.teacher.model).eval()
     if config.teacher is None:
         return None
-    return fit(config.teacher.model_copy(update={"device": config.device}), show="none", repair=repair).model()
+    taught = config.teacher.model_copy(update={"device": config.device})
+    return fit(taught, show="bar" if show == "bar" else "none", repair=repair).model()
 
 
 # ---------------------------------------------------------------- views

@@ -174,6 +174,13 @@ def test_a_failing_notebook_keeps_its_executed_copy_and_exits_1(small, outputs, 
     assert not list(outputs.rglob("*.part*"))
 
 
+def test_a_notebook_that_saves_nothing_is_named(small, capsys):
+    small.write_text(small.read_text().replace("run.save()", "pass"))
+    code, message = refused(capsys, "run", "99_small")
+    assert code == 2
+    assert "wrote no" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -70,7 +70,6 @@ def test_fit_learns_and_reports(outputs):
     data = load_data("digits")
     assert evaluate(result.model(), data)["accuracy"] == pytest.approx(result.accuracy, abs=0.2)
     assert {path.name for path in result.folder.iterdir()} == {
-        ".lock",
         "config.json",
         "curves.csv",
         "weights.safetensors",
@@ -236,23 +235,30 @@ def test_two_processes_asked_for_one_run_train_it_once():
     assert lines[0][-1].split()[1] == lines[1][-1].split()[1]
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "curves.csv", "metrics.json"])
-@pytest.mark.parametrize("damage", ["torn", "gone"])
-def test_a_damaged_run_is_named_and_retrained_only_on_request(name, damage):
+@pytest.mark.parametrize(
+    ("name", "keep"),
+    # A run without metrics.json is not damaged but unfinished: it goes on.
+    [
+        ("weights.safetensors", -40),
+        ("weights.safetensors", None),
+        ("curves.csv", -40),
+        ("curves.csv", None),
+        ("metrics.json", -40),
+    ],
+)
+def test_a_damaged_run_is_named_and_retrained_only_on_request(name, keep):
     first = fit(TEACHER)
     sha = weights(first)
     file = first.folder / name
-    if damage == "torn":
-        file.write_bytes(file.read_bytes()[:-40])
-    elif name == "metrics.json":
-        pytest.skip("a run without its done-marker is not damaged but unfinished: it goes on")
-    else:
-        file.unlink()
+    torn = file.read_bytes()[:keep]
+    file.unlink()
+    if keep is not None:
+        file.write_bytes(torn)
     with pytest.raises(DamagedRun, match=rf"{name} is damaged .*repair=True"):
         fit(TEACHER)
     assert weights(fit(TEACHER, repair=True)) == sha
-    aside = [path for path in first.folder.parent.iterdir() if ".damaged-" in path.name]
-    assert len(aside) == 1
+    (aside,) = (path for path in first.folder.parent.iterdir() if ".damaged-" in path.name)
+    assert (aside / "config.json").exists(), "the damaged run is kept"
 
 
 def test_a_damaged_resume_state_is_named_and_dropped_only_on_request(monkeypatch):
@@ -429,10 +435,18 @@ def test_a_progress_bar_on_the_command_line_only(capsys):
     shown = capsys.readouterr()
     assert "resnet8 ce seed 7" in shown.err
     assert shown.out == ""
-    fit(TEACHER.model_copy(update={"seed": 8}))  # no terminal here: nothing is shown
-    assert capsys.readouterr() == ("", "")
+    fit(TEACHER.model_copy(update={"seed": 8}))  # no terminal here: lines
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert [line[:9] for line in shown.out.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+    result = fit(TEACHER, show="run")
+    assert capsys.readouterr().out == f"resnet8, ce, views none, seed 7: {result.accuracy:.1f} %\n"
+
+
+def test_without_momentum():
+    assert fit(RunConfig(**SMALL | {"epochs": 3}, momentum=0)).accuracy > 0
 
 
 def test_a_wrong_way_to_show_progress():
-    with pytest.raises(CcdError, match="allowed are auto, epochs, bar, none"):
+    with pytest.raises(CcdError, match="allowed are auto, epochs, run, bar, none"):
         fit(TEACHER, show="loud")
