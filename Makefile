@@ -51,9 +51,14 @@ clean:
 	@touch $@
 
 conda-ready:
-	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("ccdlib", "torch", "papermill", "nbval"))))' || { \
+	@$(BIN)/python -I -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("ccdlib", "torch", "papermill", "nbval"))))' || { \
 	  echo 'The active conda environment lacks what the kit needs; run: conda env update --file environment.yml'; exit 1; }
 
-# After a change of pins: the versions that this environment resolved to, without local build tags.
-constraints: $(READY)
-	$(BIN)/python -m pip list --format=freeze --exclude-editable | grep -v -E '^(pip|setuptools|nvidia-|cuda-|triton)' | sed 's/+.*//' > constraints.txt
+# After a change of pins: resolve them anew, and keep the versions, without local build tags and what only CUDA builds need.
+constraints:
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable .
+	.venv/bin/python -m pip list --format=freeze --exclude-editable | grep -v -E '^(pip|setuptools|nvidia-|cuda-|triton)' | sed 's/+.*//' > .venv/constraints.txt
+	mv .venv/constraints.txt constraints.txt
+	touch .venv/.ready

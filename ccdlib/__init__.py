@@ -18,7 +18,7 @@ from ccdlib.models import MODELS, Output, build
 from ccdlib.notebook import Run
 from ccdlib.registry import CcdError, UnknownName
 from ccdlib.runs import DamagedRun
-from ccdlib.train import Diverged, Result, evaluate, fit, predict
+from ccdlib.train import Diverged, Result, check, evaluate, fit, predict
 
 __all__ = [
     "DATASETS",
@@ -41,6 +41,7 @@ __all__ = [
     "UnknownName",
     "apply_op",
     "build",
+    "check",
     "confidence",
     "evaluate",
     "fit",

@@ -413,5 +413,5 @@ def normalise(images, mean, std):
 def rotations(images):
     """Views first: (4 N, C, S, S), all images turned by 0, then by 90, 180 and 270 degrees counter-clockwise."""
     if images.shape[2] != images.shape[3]:
-        raise CcdError(f"rotation views need square images, not {tuple(images.shape[2:])}; load with a side")
+        raise CcdError(f"rotation views need square images, not {tuple(images.shape[2:])}; make them square first")
     return torch.cat([torch.rot90(images, k, (2, 3)) for k in range(4)])

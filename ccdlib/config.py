@@ -9,20 +9,21 @@ from ccdlib.augment import POLICIES, Policy, policy_named
 from ccdlib.data import source_of
 from ccdlib.losses import LOSSES, WEIGHTS
 from ccdlib.models import MODELS
-from ccdlib.registry import CcdError, unknown
+from ccdlib.registry import CcdError, Registry, unknown
 
 # How many views of each image a step sees, by `views`; a policy adds the augmented twin.
 VIEWS = {"none": 1, "base": 2, "rotation": 4} | dict.fromkeys(POLICIES, 2)
 
 # The methods of the papers at their settings (methods.md, section 4), and a small one for minutes on a CPU.
-RECIPES = {
+RECIPES = Registry("recipe")
+RECIPES |= {
     "small": {"lr": 0.05, "weight_decay": 5e-4, "batch": 25, "epochs": 30},
     "small_teacher": {"lr": 0.05, "weight_decay": 5e-4, "batch": 50, "epochs": 15},
     "paper": {"lr": 0.1, "weight_decay": 1e-4, "batch": 128, "epochs": 240},
     "paper_teacher": {"lr": 0.1, "weight_decay": 5e-4, "batch": 128, "epochs": 240},
 }
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, lt=1e38, allow_inf_nan=False)]  # a float32 number
 Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -143,7 +144,12 @@ def _check_settings(method, settings):
     for name, value in settings.items():
         if name not in known:
             raise unknown(f"setting of loss {method!r}", name, known or ["(this loss has none)"])
+        if isinstance(value, bool) or not isinstance(
+            value, (int, float) if isinstance(known[name], float) else type(known[name])
+        ):
+            kind = type(known[name]).__name__
+            raise CcdError(f"setting {name} = {value!r} of loss {method!r}: it must be a {kind}, such as {known[name]!r}")
         if name == "weight":
             WEIGHTS[value]
-        elif name == "temperature" and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+        elif name == "temperature" and not 0 < value < float("inf"):
             raise CcdError(f"temperature = {value!r}: allowed are numbers above 0")

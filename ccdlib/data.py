@@ -45,9 +45,18 @@ class Data:
         return len(self.class_names)
 
     @property
+    def facts(self):
+        """What of the data shapes a training: every pixel and label, and how the images are cropped, flipped, normalised."""
+        return {"sha256": self.fingerprint, "mean": self.mean, "std": self.std, "pad": self.pad, "flip": self.flip}
+
+    @property
     def channels(self):
         """1 (grey) or 3 (RGB)."""
         return self.train_images.shape[1]
+
+    def examples(self, n):
+        """Rows of the test set: the first image of each of the first n classes that it has, fewer where there are fewer."""
+        return [int((self.test_labels == c).nonzero()[0]) for c in self.test_labels.unique()[:n]]
 
     def to(self, device):
         """The same data on `device`."""
@@ -130,7 +139,8 @@ def _stamp(path):
         return None
     if not path.exists():
         raise CcdError(f"there is no {path}; give an existing file (npz:PATH) or folder (folder:PATH)")
-    return path.stat().st_mtime_ns
+    files = [path, *sorted(path.rglob("*"))] if path.is_dir() else [path]
+    return hash(tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
 
 @lru_cache(maxsize=4)
@@ -243,6 +253,10 @@ def _checked(arrays, names, where):
         low, high = arrays[f"{split}_labels"].min(), arrays[f"{split}_labels"].max()
         if low < 0 or high >= classes:
             raise CcdError(f"{where}: {split} labels go from {low} to {high}; allowed are 0 to {classes - 1}")
+    if classes > len(train):
+        raise CcdError(
+            f"{where}: {classes} classes for {len(train)} training images; number the classes 0, 1, 2 ... without gaps"
+        )
     empty = np.flatnonzero(np.bincount(train, minlength=classes) == 0)
     if len(empty) or classes < 2:
         raise CcdError(
@@ -281,7 +295,7 @@ def _folder(path, side):
     for split, part in zip(SPLITS, ("train", "val"), strict=True):
         try:
             found = torchvision.datasets.ImageFolder(path / part)
-        except FileNotFoundError as error:
+        except OSError as error:
             raise CcdError(
                 f"{path / part}: {error}. A folder data set has train/CLASS/*.png and val/CLASS/*.png (or .jpg ...), "
                 "at least one image a class"
@@ -304,7 +318,7 @@ def _read_image(file, side):
     try:
         with Image.open(file) as image:
             return np.array(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files
+    except Exception as error:  # Pillow raises many kinds for what is no (sane) image
         raise CcdError(f"{file} cannot be read as an image ({error}); repair it or take it out") from error
 
 

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 import yaml
 
 from ccdlib import paths, stats
+from ccdlib.data import source_of
 from ccdlib.paper import published
 from ccdlib.registry import CcdError, unknown
-from ccdlib.runs import hardware, provenance, source_hash, write_whole
+from ccdlib.runs import best_device, hardware, provenance, source_hash, write_whole
 
 TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list}
 
@@ -23,6 +25,11 @@ class NotebookFailed(Exception):
 
 
 # ---------------------------------------------------------------- parameters
+
+
+# A verdict needs this many seeds; the paper profile has as many as the papers.
+LEAST_SEEDS = {"paper": 3}
+LEAST = 10
 
 
 def find(name):
@@ -44,12 +51,19 @@ def parameters_of(path):
     Read from the syntax tree, because the kernel needs it too and papermill takes seconds to import; a test holds it
     against papermill.inspect_notebook. CcdError for a line that papermill could not fill in.
     """
-    cells = json.loads(path.read_text())["cells"]
+    try:
+        cells = json.loads(path.read_text())["cells"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CcdError(f"{paths.shown(path)} is no notebook ({error!r}); restore it, for example from git") from error
     tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
     if len(tagged) != 1:
         raise CcdError(f"{paths.shown(path)} has {len(tagged)} cells tagged `parameters`; it needs exactly one")
     values = {}
-    for line in ast.parse(tagged[0]).body:
+    try:
+        lines = ast.parse(tagged[0]).body
+    except SyntaxError as error:
+        raise CcdError(f"{paths.shown(path)}: the parameters cell is no Python: {error}") from error
+    for line in lines:
         try:
             kind, default = line.annotation.id, ast.literal_eval(line.value)
         except (AttributeError, ValueError):
@@ -69,6 +83,8 @@ def checked(path, given, where):
     known = parameters_of(path)
     values = {}
     for name, value in given.items():
+        if name == "profile":
+            raise CcdError(f"profile = {value!r} in {where}: the profile is chosen by --profile, because it names the folder")
         if name not in known:
             raise unknown(f"parameter in {where}", name, known, f" They are those of {paths.shown(path)}.")
         values[name] = _typed(name, value, known[name][0], where)
@@ -144,7 +160,7 @@ class Run:
         self.baseline, self.results = None, {}
 
     def __repr__(self):
-        return f"Run {self.stem}, profile {self.profile}, on {hardware()}"
+        return f"Run {self.stem}, profile {self.profile}, on {hardware(best_device())}"
 
     def check(self, text, holds):
         """An invariant of the code, true in every profile: printed, kept, and an AssertionError where it fails."""
@@ -186,12 +202,17 @@ class Run:
             "published": published(runs[0].config),
         }
 
-    def claim(self, text, better, baseline, least=10):
-        """A finding of the paper, "arm `better` is more accurate than arm `baseline`": printed and kept, never raises.
+    def claim(self, text, better, baseline, least=None):
+        """A finding, "arm `better` is more accurate than arm `baseline`": printed and kept, whatever the verdict.
 
-        The verdict rests on the paired interval over seeds and needs at least `least` of them.
+        The verdict rests on the paired interval over seeds and needs at least `least` of them (ten, in the paper profile
+        three). Errors: CcdError for an arm that the table does not have.
         """
         values = {row["arm"]: row["accuracies"] for row in self.rows}
+        for arm in (better, baseline):
+            if arm not in values:
+                raise unknown("arm", arm, values, " The table must come before the claims.")
+        least = least or LEAST_SEEDS.get(self.profile, LEAST)
         difference = stats.paired(values[better], values[baseline])
         verdict = stats.verdict(difference, least)
         self.claims.append({"claim": text, **difference._asdict(), "unit": "points", "verdict": verdict})
@@ -226,7 +247,7 @@ class Run:
             "trained_on": sorted({facts["hardware"] for facts in made}),
             "trained_by_other_code": sum(facts["source"] != source_hash() for facts in made),
             **more,
-            "provenance": provenance(),
+            "provenance": provenance(best_device()),
         }
         write_whole(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
         print(f"saved {self.profile}/{self.stem}/results.json")
@@ -270,10 +291,22 @@ def run_notebook(name, profile="smoke", files=(), given=()):
     kinds = parameters_of(path)
     parsed = {key: text if kinds.get(key, "?")[0] == "str" else _parsed(key, text) for key, text in given}
     values |= checked(path, parsed, "-p")
+    if "data" in values:
+        values["data"] = _absolute(values["data"])
     folder = paths.outputs() / label(path, profile, values)
     changed = {key: value for key, value in values.items() if value != defaults[key]}
     target = folder / f"{path.stem}.ipynb"
     return execute(path, target, changed)
+
+
+def _absolute(data):
+    """A data set's name with an absolute path, because the kernel runs elsewhere; CcdError when it is not there."""
+    _, path = source_of(data)
+    if path is None:
+        return data
+    if not path.exists():
+        raise CcdError(f"there is no {path} (data {data!r}); give an existing file (npz:PATH) or folder (folder:PATH)")
+    return f"{data.partition(':')[0]}:{path.resolve()}"
 
 
 def _parsed(name, text):
@@ -283,14 +316,19 @@ def _parsed(name, text):
         raise CcdError(f"-p {name} {text!r} cannot be read as a value ({error})") from error
 
 
-def execute(path, target, parameters):
-    """Execute notebook `path` with papermill into `target`, through a temporary name; times are stripped."""
+def execute(path, target, parameters, failed=None):
+    """Execute notebook `path` with papermill into `target`, through a temporary name; times are stripped.
+
+    Whatever ends it early (an error in a cell, a kernel that died), what was executed is kept as `failed`.
+    """
     import nbformat  # takes seconds to import, which a kernel should not pay
     import papermill
     from traitlets.config import Config
 
-    failed = target.with_suffix(".failed.ipynb")
+    failed = failed or target.with_suffix(".failed.ipynb")
     beside = target.with_name(f".{target.stem}.{os.getpid()}.part.ipynb")
+    results = target.with_suffix("") / "results.json"
+    before = results.stat().st_mtime_ns if results.exists() else None
     # ipykernel warns at every start about unencrypted sockets; this is what it asks for.
     config = Config({"KernelManager": {"transport_encryption": "required"}})
     try:
@@ -305,15 +343,20 @@ def execute(path, target, parameters):
             coalesce_streams=True,  # how prints are cut into outputs depends on timing
             start_timeout=300,
         )
-    except papermill.PapermillExecutionError as error:
-        os.replace(beside, failed)
-        raise NotebookFailed(f"{error.ename}: {error.evalue}\nThe executed notebook is {paths.shown(failed)}") from None
+        if not results.exists() or results.stat().st_mtime_ns == before:
+            raise NotebookFailed(f"{paths.shown(path)} ran, but its last cell wrote no {paths.shown(results)}")
+        executed = nbformat.read(beside, as_version=4)
     except OSError as error:
         raise CcdError(f"{target} could not be written ({error}); free some space or name a folder in CCD_OUTPUTS") from error
+    except Exception as error:
+        if not beside.exists():
+            raise
+        failed.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(beside, failed)
+        said = f"{error.ename}: {error.evalue}" if isinstance(error, papermill.PapermillExecutionError) else str(error)
+        raise NotebookFailed(f"{said}\nThe executed notebook is {paths.shown(failed)}") from None
     finally:
-        if beside.exists():
-            executed = nbformat.read(beside, as_version=4)
-            beside.unlink()
+        beside.unlink(missing_ok=True)
     write_whole(target, nbformat.writes(without_times(executed)) + "\n")
     failed.unlink(missing_ok=True)
     return target
@@ -334,10 +377,12 @@ def refresh(name):
     """Execute a notebook with its own defaults, all training anew, and keep the outputs in the notebook itself."""
     path = find(name)
     before = os.environ.get("CCD_OUTPUTS")
+    failed = paths.outputs() / "smoke" / f"{path.stem}.failed.ipynb"
     with tempfile.TemporaryDirectory(prefix="ccdlib-") as folder:
         os.environ["CCD_OUTPUTS"] = folder
         try:
-            executed = execute(path, Path(folder) / path.name, {}).read_bytes()
+            # The folder that the notebook's Run writes to, so that the results are found beside the executed copy.
+            executed = execute(path, Path(folder) / "smoke" / path.name, {}, failed).read_bytes()
         finally:
             if before is None:
                 del os.environ["CCD_OUTPUTS"]

@@ -120,24 +120,30 @@ def source_hash():
 
 @lru_cache(maxsize=1)
 def git_state():
-    """(commit, dirty) of this checkout; ("unknown", None) outside of git."""
+    """(commit, whether code, notebooks or parameters differ from it) of this checkout; ("unknown", None) outside of git."""
     ask = ("git", "-C", str(paths.ROOT))
     try:
         commit = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run([*ask, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+        code = ("ccdlib", "notebooks", "params", "pyproject.toml", "constraints.txt")
+        status = subprocess.run([*ask, "status", "--porcelain", "--", *code], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown", None
     return commit, bool(status.strip())
 
 
-def hardware(device="cpu"):
+def best_device():
+    """The device that "auto" means."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def hardware(device):
     """One line: the GPU's name, or the processor's architecture and the threads in use."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def provenance(device="cpu"):
+def provenance(device):
     """Where a result comes from: code, versions, machine, date. Strings, whole numbers and booleans only."""
     commit, dirty = git_state()
     return {
@@ -157,17 +163,20 @@ def provenance(device="cpu"):
 # ---------------------------------------------------------------- one run
 
 
-def identity(config, fingerprint):
+def identity(config, data_facts, precision):
     """Everything that shaped a run, as a plain dict: its configuration, its data by content, its teacher by identity.
 
-    fingerprint: a function from a configuration to the fingerprint of its data.
+    data_facts: a function from a configuration to its Data.facts. precision: "float32" (CPU) or "bfloat16" (CUDA autocast).
     """
-    facts = config.model_dump(mode="json", exclude={"device", "teacher", "data"})
+    # A subset seed shapes nothing when there is no subset; the name of a policy stands for its steps, a path for its content.
+    unused = {"device", "teacher", "data", "side"} | ({"subset_seed"} if config.n_train is None else set())
+    facts = config.model_dump(mode="json", exclude=unused)
+    facts |= {"steps": config.policy and config.policy.steps, "precision": precision}
     if isinstance(config.teacher, Checkpoint):
         facts["teacher"] = {"model": config.teacher.model, "sha256": sha256(existing(config.teacher.file))}
     elif config.teacher is not None:
-        facts["teacher"] = identity(config.teacher, fingerprint)
-    return facts | {"data": fingerprint(config), "protocol": PROTOCOL}
+        facts["teacher"] = identity(config.teacher, data_facts, precision)
+    return facts | {"data": data_facts(config), "protocol": PROTOCOL}
 
 
 def existing(file):
@@ -206,6 +215,8 @@ class Folder:
                 f"{self.path} is not a folder that can be written ({error.strerror}); name another one in CCD_OUTPUTS"
             ) from error
         try:
+            for torn in self.path.glob(".*.part"):  # what a killed process was writing
+                torn.unlink()
             yield
         finally:
             lock.release()
@@ -229,10 +240,7 @@ class Folder:
             rows = list(csv.DictReader(io.StringIO(text)))
             return [{key: _number(value) for key, value in row.items()} for row in rows]
 
-        rows = self._read("curves.csv", parse)
-        if len(rows) != self.config.epochs:
-            raise self._damaged("curves.csv", f"{len(rows)} rows for {self.config.epochs} epochs")
-        return rows
+        return self._read("curves.csv", parse)
 
     def ready(self, repair=False):
         """Whether the run is finished and whole. A damaged one raises DamagedRun or, under `repair`, is not ready."""
@@ -245,10 +253,12 @@ class Folder:
 
     def verify(self):
         """True when all files of a finished run are what was written; DamagedRun otherwise."""
-        recorded = self.metrics.get("weights_sha256")
-        if not self.file("weights.safetensors").exists() or sha256(self.file("weights.safetensors")) != recorded:
-            raise self._damaged("weights.safetensors", "its content is not what metrics.json records")
-        self.curves()
+        recorded = self.metrics
+        if not isinstance(recorded, dict) or not {"accuracy", "best_on_test", "sha256"} <= recorded.keys():
+            raise self._damaged("metrics.json", "it lacks what it should record")
+        for name, digest in recorded["sha256"].items():
+            if not self.file(name).exists() or sha256(self.file(name)) != digest:
+                raise self._damaged(name, "its content is not what metrics.json records")
         return True
 
     def _read(self, name, parse):
@@ -304,14 +314,14 @@ class Folder:
                 # Laid out like its parameter, so that the update runs the same code as without the interruption.
                 optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(kept)
         except Exception as error:  # torch raises many kinds for a file that is not whole
-            raise self._damaged("resume.pt", f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+            raise self._damaged("resume.pt", f"{type(error).__name__}: {str(error)[:200]}") from error
         return state["epochs_done"], rows
 
     def finish(self, network, rows, metrics):
         """Write curves, weights and, last, the done-marker; then drop the resume state."""
         self.save_curves(rows)
         save_weights(self.file("weights.safetensors"), network, self.config.model)
-        metrics = metrics | {"weights_sha256": sha256(self.file("weights.safetensors"))}
+        metrics = metrics | {"sha256": {name: sha256(self.file(name)) for name in ("weights.safetensors", "curves.csv")}}
         write_whole(self.file("metrics.json"), json.dumps(metrics, indent=2) + "\n")
         self.file("resume.pt").unlink(missing_ok=True)
 
@@ -325,8 +335,6 @@ class Folder:
 
 
 def _number(text):
-    if text is None:
-        raise ValueError("a row is cut off")
     if text == "":
         return None
     return int(text) if text.isdecimal() else float(text)

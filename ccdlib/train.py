@@ -16,7 +16,7 @@ from ccdlib.data import load_data
 from ccdlib.losses import LOSSES
 from ccdlib.models import build
 from ccdlib.registry import CcdError
-from ccdlib.runs import DamagedRun, Folder, existing, identity, load_weights, provenance
+from ccdlib.runs import DamagedRun, Folder, best_device, existing, identity, load_weights, provenance
 from ccdlib.streams import stream
 
 SHOWS = ("auto", "epochs", "run", "bar", "none")
@@ -69,15 +69,18 @@ def fit(config, show="auto", repair=None):
     device = _device(config.device)
     data = _data(config)
     _check_teacher(config, data)
-    folder = Folder(config, identity(config, lambda c: _data(c).fingerprint))
-    if not folder.ready(repair):
+    folder = Folder(config, identity(config, lambda c: _data(c).facts, "bfloat16" if device.type == "cuda" else "float32"))
+    found = folder.ready(repair)
+    if not found:
+        _check_fits(config, data)
         teacher = _teacher(config, data, show, repair)
         with folder.lock():
-            if not folder.ready(repair):  # another process may have finished it meanwhile
+            found = folder.ready(repair)  # another process may have finished it meanwhile
+            if not found:
                 if folder.finished:
                     folder.set_aside()
                 _train(config, data.to(device), teacher, folder, device, show, repair)
-    elif show == "epochs":
+    if found and show == "epochs":
         for row in folder.curves():
             print(_line(config, row))
     metrics = folder.metrics
@@ -91,7 +94,31 @@ def fit(config, show="auto", repair=None):
 def _device(name):
     if name == "cuda" and not torch.cuda.is_available():
         raise CcdError("device 'cuda' was asked for and no CUDA device is there; use device 'auto' or 'cpu'")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return best_device() if name == "auto" else torch.device(name)
+
+
+def check(configs):
+    """Raise CcdError where one of `configs` cannot be trained, in seconds, before hours are spent on the others.
+
+    fit() makes the same checks for its own configuration and its teacher; a notebook makes them for all it will train.
+    """
+    if not configs:
+        raise CcdError("there is nothing to train; ask for at least one seed (parameter `seeds`)")
+    for config in configs:
+        _device(config.device)
+        data = _data(config)
+        _check_teacher(config, data)
+        _check_fits(config, data)
+
+
+def _check_fits(config, data):
+    """One image through the network: some networks halve small images to nothing."""
+    network = build(config.model, data.classes, data.channels, config.seed)
+    try:
+        predict(network, data, data.test_images[:1])
+    except RuntimeError as error:
+        shape = tuple(data.test_images.shape[1:])
+        raise CcdError(f"model {config.model!r} cannot take images of shape {shape} ({error}); use larger ones") from error
 
 
 def _data(config):
@@ -213,6 +240,11 @@ def _epoch(config, data, teacher, network, optimiser, epoch, device):
             f"{dict(zip(terms, history[broken[0].item()].tolist(), strict=True))}. The state after epoch {epoch} is kept; "
             f"lower lr (it was {config.lr:g}), or look at the data"
         )
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        raise Diverged(
+            f"the weights are not finite numbers any more after epoch {epoch + 1}, step {len(history)}. The state after epoch "
+            f"{epoch} is kept; lower lr (it was {config.lr:g}), or look at the data"
+        )
     means = dict(zip(terms, history.mean(0).tolist(), strict=True))
     return {"epoch": epoch + 1, "lr": config.lr_at(epoch)} | means | {"train_accuracy": 100 * correct.item() / seen}
 
@@ -274,7 +306,8 @@ def _epochs(config, done, show):
 
 def _line(config, row):
     """One line an epoch, without times, so that a run that is found prints what it printed when it was trained."""
-    terms = " ".join(f"{name} {value:.3f}" for name, value in row.items() if name in ("ce", "kd"))
+    known = ("epoch", "lr", "train_accuracy", "test_accuracy", "seconds")
+    terms = " ".join(f"{name} {value:.3f}" for name, value in row.items() if name not in known)
     test = "" if row["test_accuracy"] is None else f"  test {row['test_accuracy']:.1f} %"
     width = len(str(config.epochs))
     return (

@@ -6,12 +6,10 @@ import tempfile
 import pytest
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_sessionstart(session):
+def pytest_configure(config):
     """Every check trains anew, in a folder of its own: a stored run must not hide that the code has changed."""
-    session.config.nbval_outputs = tempfile.TemporaryDirectory(prefix="ccdlib-nbval-")
-    os.environ["CCD_OUTPUTS"] = session.config.nbval_outputs.name
-    return (yield)
+    config.nbval_outputs = tempfile.TemporaryDirectory(prefix="ccdlib-nbval-")
+    os.environ["CCD_OUTPUTS"] = config.nbval_outputs.name
 
 
 def pytest_unconfigure(config):

@@ -21,7 +21,7 @@ from ccdlib.registry import CcdError
 from ccdlib.streams import stream
 
 GREY = {"L": 128, "RGB": (128, 128, 128)}
-STEPS = sorted({step for policy in POLICIES.values() for step in policy.steps} | {(op, 9) for op in OPS})
+STEPS = [(op, level) for op in OPS for level in range(10)]
 
 
 def pillow(image, op, level, sign):

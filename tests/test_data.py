@@ -98,6 +98,7 @@ def test_a_changed_file_is_read_again(tmp_path):
         ({"test_labels": np.array([0, 1, 2, 3, 0, 1])}, "test labels go from 0 to 3; allowed are 0 to 2"),
         ({"train_labels": np.arange(12) % 3 - 1}, "train labels go from -1 to 1; allowed are 0 to"),
         ({"train_labels": np.arange(12) % 2 * 2}, r"of 3 classes, 1 have no training image \(1\)"),
+        ({"train_labels": np.arange(12) % 3 + 10**13}, "classes for 12 training images"),
         ({"train_labels": np.zeros(12, int), "test_labels": np.zeros(6, int)}, "at least two"),
         ({"test_images": np.zeros((6, 8, 8, 3), np.uint8)}, "they must agree"),
         ({"train_images": np.array([None] * 12)}, "cannot be read as an npz archive"),
@@ -127,9 +128,25 @@ def test_folder(tmp_path):
     assert np.array_equal(data.test_images[3].permute(1, 2, 0).numpy(), np.array(expected))
 
 
+def test_a_changed_image_is_read_again(tmp_path):
+    name = folder(tmp_path)
+    before = load_data(name).fingerprint
+    Image.new("RGB", (20, 30)).save(tmp_path / "train" / "cat" / "0.png")
+    assert load_data(name).fingerprint != before
+
+
+def test_examples_are_of_different_classes_as_far_as_there_are_any(tmp_path):
+    assert load_data("digits").test_labels[load_data("digits").examples(4)].tolist() == [0, 1, 2, 3]
+    data = load_data(npz(tmp_path, test_labels=np.array([2, 2, 0, 2, 0, 0])))
+    assert data.examples(4) == [2, 0]
+
+
 def test_folder_that_cannot_be_used(tmp_path):
     with pytest.raises(CcdError, match="there is no"):
         load_data(f"folder:{tmp_path}/nothing")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CcdError, match=r"A folder data set has train/CLASS"):
+        load_data(f"folder:{tmp_path}/file")
     (tmp_path / "a").mkdir()
     with pytest.raises(CcdError, match=r"A folder data set has train/CLASS"):
         load_data(f"folder:{tmp_path}/a")
@@ -168,7 +185,6 @@ def cifar_files(root, name):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar_through_torchvision(tmp_path, monkeypatch, name):
     monkeypatch.setenv("CCD_DATA", str(tmp_path))
-    dataset = getattr(torchvision.datasets, name.upper())
     # The real archives' checksums cannot match files made here; everything after them is the real code.
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
@@ -182,7 +198,6 @@ def test_cifar_through_torchvision(tmp_path, monkeypatch, name):
     assert data.classes == int(name.removeprefix("cifar"))
     pixels = pickle.loads(test_file.read_bytes())["data"][7].reshape(3, 32, 32)
     assert np.array_equal(data.test_images[7].numpy(), pixels)
-    assert dataset.__name__ == name.upper()
     assert data.flip
     assert data.pad == 4
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from ccdlib import cli, notebook, paths, stats
 from ccdlib.config import RECIPES, RunConfig
-from ccdlib.notebook import Run, label, parameters_of, profile_parameters, run_notebook
+from ccdlib.notebook import NotebookFailed, Run, label, parameters_of, profile_parameters, run_notebook
 from ccdlib.paper import published
 from ccdlib.registry import CcdError
 from ccdlib.train import fit
@@ -22,7 +22,9 @@ TINY = {"n_train": 20, "seeds": 2, "teacher_epochs": 1, "student_epochs": 1, "te
 # A notebook as small as can be, with everything the door looks at.
 CELLS = {
     "parameters": 'profile: str = "smoke"  # a name\nwords: str = "a"\nrate: float = 0.5\ncount: int = 2\nfail: bool = False',
-    "work": "from ccdlib import Run\nrun = Run('99_small', profile, globals())\nprint(rate, count)",
+    "work": "from ccdlib import Run, RunConfig, fit, plots\nrun = Run('99_small', profile, globals())\nprint(rate, count)",
+    "train": "result = fit(RunConfig(n_train=20, epochs=1), show='epochs')",
+    "figure": "run.figure('one', plots.accuracies({'x': [result]}))",
     "maybe": "if fail:\n    raise RuntimeError('as asked')",
     "save": "run.baseline = 'x'\n"
     "run.rows = [{'arm': 'x', 'seeds': [0], 'mean': 1.0, 'std': None, 'difference': None}]\nrun.save()",
@@ -40,6 +42,7 @@ def small(tmp_path, monkeypatch):
     (tmp_path / "params" / "lite" / "99_small.yaml").write_text("rate: 1e-3\ncount: 7\n")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "99_small.ipynb")
+    shutil.copy(NOTEBOOKS[0], folder / "00_real.ipynb")
     monkeypatch.setenv("CCD_ROOT", str(tmp_path))  # for the kernels
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(paths, "NOTEBOOKS", folder)
@@ -113,6 +116,12 @@ def test_a_parameters_cell_that_papermill_could_not_fill(small):
         small.write_text(text.replace("count: int = 2", line))
         with pytest.raises(CcdError, match=message):
             parameters_of(small)
+    small.write_text(text.replace("count: int = 2", "count: int ="))
+    with pytest.raises(CcdError, match="the parameters cell is no Python"):
+        parameters_of(small)
+    small.write_text(text[:-30])
+    with pytest.raises(CcdError, match="is no notebook"):
+        parameters_of(small)
     small.write_text(text.replace('"parameters"', '"something"'))
     with pytest.raises(CcdError, match="has 0 cells tagged `parameters`"):
         parameters_of(small)
@@ -177,8 +186,28 @@ def test_a_failing_notebook_keeps_its_executed_copy_and_exits_1(small, outputs, 
 def test_a_notebook_that_saves_nothing_is_named(small, capsys):
     small.write_text(small.read_text().replace("run.save()", "pass"))
     code, message = refused(capsys, "run", "99_small")
-    assert code == 2
-    assert "wrote no" in message
+    assert code == 1
+    assert "its last cell wrote no" in message
+
+
+def test_results_of_an_earlier_execution_are_not_taken_for_this_one(small, capsys, outputs):
+    run_notebook("99_small")
+    kept = (outputs / "smoke" / "99_small" / "results.json").read_bytes()
+    small.write_text(small.read_text().replace("run.save()", "pass"))
+    code, message = refused(capsys, "run", "99_small")
+    assert code == 1
+    assert "its last cell wrote no" in message
+    assert (outputs / "smoke" / "99_small" / "results.json").read_bytes() == kept
+
+
+def test_a_kernel_that_dies_leaves_the_executed_copy(small, outputs, capsys):
+    small.write_text(small.read_text().replace("raise RuntimeError('as asked')", "import os; os._exit(9)"))
+    code, message = refused(capsys, "run", "99_small", "-p", "fail", "true")
+    assert code == 1
+    assert "Kernel died" in message
+    (failed,) = outputs.glob("smoke-*/99_small.failed.ipynb")
+    assert "0.5 2" in failed.read_text()
+    assert not list(outputs.rglob("*.part*"))
 
 
 @pytest.mark.parametrize(
@@ -194,6 +223,9 @@ def test_a_notebook_that_saves_nothing_is_named(small, capsys):
         (["run", "99_small", "-p", "count", "2.5"], "it must be of type int, not float"),
         (["run", "99_small", "-p", "count", "true"], "it must be of type int, not bool"),
         (["run", "99_small", "-p", "rate", "fast"], "it must be of type float, not str"),
+        (["run", "99_small", "-p", "profile", "lite"], "the profile is chosen by --profile"),
+        (["run", "00_real", "-p", "data", "npz:nothing.npz"], "there is no nothing.npz"),
+        (["run", "00_real", "-p", "data", "mnist"], "unknown dataset 'mnist'"),
         (["run", "99_small", "-p", "count", "[1"], "cannot be read as a value"),
         (["run", "99_small", "-f", "nothing.yaml"], "nothing.yaml cannot be read as YAML"),
         (["run", "99_small", "--colour"], "No such option"),
@@ -324,6 +356,46 @@ def test_published_numbers_stand_only_beside_the_papers_protocol():
 
 
 # ---------------------------------------------------------------- real colour images
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "message"),
+    [
+        ("student_model", "resnet9", "unknown model 'resnet9'"),
+        ("student_epochs", "0", "epochs = 0"),
+        ("n_train", "5000", "5000 training images were asked for"),
+        ("seeds", "0", "at least one seed"),
+        ("recipe", "x", "unknown recipe 'x'"),
+        ("policy", "cifar", "unknown policy 'cifar'"),
+    ],
+)
+def test_the_quickstart_refuses_mistakes_before_any_training(outputs, parameter, value, message):
+    with pytest.raises(NotebookFailed, match=message):
+        run_notebook("00_quickstart", given=[(parameter, value)])
+    assert not list(outputs.glob("runs/*"))
+
+
+def test_the_quickstart_on_two_classes_of_an_image_folder(tmp_path, outputs):
+    from PIL import Image
+
+    for k in range(32):
+        place = tmp_path / ("train" if k < 24 else "val") / ("cat" if k % 2 else "dog")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (8 * k, 0, 0)).save(place / f"{k}.png")
+    given = {"data": f"folder:{tmp_path}", **TINY, "n_train": 4, "seeds": 1}
+    executed = run_notebook("00_quickstart", given=[(name, str(value)) for name, value in given.items()])
+    assert "2 classes; an image is (3, 32, 32)" in executed.read_text()
+
+
+def test_claims_need_three_seeds_in_the_paper_profile_and_ten_elsewhere(small, capsys):
+    run = Run("99_small")
+    run.rows = [{"arm": arm, "accuracies": values} for arm, values in {"a": [3.0, 4.0, 5.0], "b": [1.0, 2.1, 3.0]}.items()]
+    run.claim("a beats b", better="a", baseline="b")
+    run.profile = "paper"
+    run.claim("a beats b", better="a", baseline="b")
+    assert [claim["verdict"] for claim in run.claims] == ["untested (needs lite/paper)", "holds"]
+    with pytest.raises(CcdError, match="unknown arm 'c'"):
+        run.claim("a beats c", better="a", baseline="c")
 
 
 def test_the_quickstart_on_a_slice_of_real_cifar100(tmp_path, outputs, cifar100_slice):

@@ -133,6 +133,8 @@ def test_published_results_are_of_the_profile_they_name(results):
     seeds = {len(row["seeds"]) for row in results["table"]}
     assert seeds == {results["parameters"]["seeds"]}
     assert results["provenance"]["protocol"] == runs.PROTOCOL, "trained with an older arithmetic; run the profile again"
+    assert results["trained_by_other_code"] == 0, "some runs come from another version of the code; train them again"
+    assert results["provenance"]["git_dirty"] is False, "commit first, then publish"
 
 
 def test_the_library_stays_small():
