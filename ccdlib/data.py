@@ -179,7 +179,7 @@ def _statistics(images):
         share /= share.sum()
         middle = (share * values).sum()
         mean.append(round(middle.item(), 4))
-        std.append(max(round((share * (values - middle) ** 2).sum().sqrt().item(), 4), 1e-4))
+        std.append(round((share * (values - middle) ** 2).sum().sqrt().item(), 4) or 1.0)  # a constant channel stays as it is
     return tuple(mean), tuple(std)
 
 

@@ -70,6 +70,14 @@ def test_npz_grey_and_colour(tmp_path, shape):
     assert data.train_labels.dtype == torch.int64
 
 
+def test_a_constant_channel_is_not_blown_up(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (12, 10, 10, 3), dtype=np.uint8)
+    images[..., 1] = 7
+    data = load_data(npz(tmp_path, train_images=images))
+    assert data.std[1] == 1.0
+    assert data.std[0] == pytest.approx(np.std(images[..., 0] / 255), abs=1e-4)
+
+
 def test_npz_class_names_and_column_labels(tmp_path):
     name = npz(tmp_path, train_labels=(np.arange(12) % 3)[:, None], label_names=np.array(["a", "b", "c"]))
     data = load_data(name)

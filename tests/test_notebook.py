@@ -376,12 +376,14 @@ def test_the_quickstart_refuses_mistakes_before_any_training(outputs, parameter,
 
 
 def test_the_quickstart_on_two_classes_of_an_image_folder(tmp_path, outputs):
+    import numpy as np
     from PIL import Image
 
+    noise = np.random.default_rng(0)
     for k in range(32):
         place = tmp_path / ("train" if k < 24 else "val") / ("cat" if k % 2 else "dog")
         place.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20, 20), (8 * k, 0, 0)).save(place / f"{k}.png")
+        Image.fromarray(noise.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(place / f"{k}.png")
     given = {"data": f"folder:{tmp_path}", **TINY, "n_train": 4, "seeds": 1}
     executed = run_notebook("00_quickstart", given=[(name, str(value)) for name, value in given.items()])
     assert "2 classes; an image is (3, 32, 32)" in executed.read_text()
