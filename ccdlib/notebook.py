@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -220,8 +221,6 @@ class Run:
 
     def figure(self, name, figure):
         """Keep a figure as PNG and SVG beside results.json, and hand it back."""
-        import io
-
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=metadata)
@@ -229,7 +228,7 @@ class Run:
         self.figures.append(f"{name}.png")
         return figure
 
-    def save(self, **more):
+    def save(self):
         """Write results.json, last: a notebook is finished when it is there."""
         runs = [run for arm in self.results.values() for run in arm]
         made = [run.metrics["provenance"] for run in runs]
@@ -246,7 +245,6 @@ class Run:
             "training_seconds": round(sum(run.seconds for run in runs), 1),
             "trained_on": sorted({facts["hardware"] for facts in made}),
             "trained_by_other_code": sum(facts["source"] != source_hash() for facts in made),
-            **more,
             "provenance": provenance(best_device()),
         }
         write_whole(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
@@ -259,18 +257,11 @@ def _shown(row, baseline):
     return {
         "arm": row["arm"],
         "accuracy (%)": f"{row['mean']:.2f}" + ("" if row["std"] is None else f" ± {row['std']:.2f}"),
-        f"gain over {baseline}": _gain(row["difference"]),
+        f"gain over {baseline}": stats.brief(row["difference"]),
         "best on test (%)": f"{row['best_on_test']:.2f}",
         "published (%)": "" if theirs is None else f"{theirs:.2f}",
         "ours - published": "" if theirs is None else f"{row['mean'] - theirs:+.2f}",
     }
-
-
-def _gain(difference):
-    if difference is None:
-        return ""
-    low, high = difference["low"], difference["high"]
-    return f"{difference['estimate']:+.2f}" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
 
 
 # ---------------------------------------------------------------- the strict papermill door
@@ -395,10 +386,6 @@ def refresh(name):
 def report(executed):
     """A few lines about an executed notebook: its table, its verdicts, and where everything is."""
     folder = executed.with_suffix("")
-    if not (folder / "results.json").exists():
-        raise CcdError(
-            f"{paths.shown(executed)} ran, but wrote no {paths.shown(folder / 'results.json')}; its last cell must save"
-        )
     results = json.loads((folder / "results.json").read_text())
     rows = results["table"]
     width = max(len(row["arm"]) for row in rows)
@@ -409,7 +396,7 @@ def report(executed):
     ]
     for row in rows:
         std = "" if row["std"] is None else f" ± {row['std']:.2f}"
-        lines.append(f"  {row['arm']:{width}}  {row['mean']:6.2f} %{std:7}  {_gain(row['difference'])}".rstrip())
+        lines.append(f"  {row['arm']:{width}}  {row['mean']:6.2f} %{std:7}  {stats.brief(row['difference'])}".rstrip())
     lines += [f"  {claim['verdict']}: {claim['claim']}" for claim in results["claims"]]
     if results["trained_by_other_code"]:
         lines.append(f"  note: {results['trained_by_other_code']} of the runs were trained by an earlier version of the code")

@@ -55,3 +55,11 @@ def verdict(difference, least):
 def spread(values):
     """(mean, standard deviation) of the values; the deviation of a single one is None."""
     return fmean(values), stdev(values) if len(values) > 1 else None
+
+
+def brief(difference):
+    """An Interval's dict as a table shows it: "+0.72 [-0.08, +1.51]"; nothing for None, no ends for a single seed."""
+    if difference is None:
+        return ""
+    low, high = difference["low"], difference["high"]
+    return f"{difference['estimate']:+.2f}" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
