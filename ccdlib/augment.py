@@ -11,7 +11,7 @@ methods that are compared share them.
 Source: the JDA of Li et al., ACCV 2022, with the magnitudes of Cubuk et al., AutoAugment, 2019.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -247,34 +247,43 @@ def check_images(images):
 # ---------------------------------------------------------------- policies
 
 
+class PerImage:
+    """Draws for N images, as tensors whose first dimension is N; indexing chooses images."""
+
+    def __len__(self):
+        return len(getattr(self, fields(self)[0].name))
+
+    def __getitem__(self, rows):
+        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
 @dataclass(frozen=True)
-class Draws:
+class Draws(PerImage):
     """What a policy will do to N images: which steps fire (N, S) bool, and the signs (N, S) of those that have one."""
 
     fires: torch.Tensor
     signs: torch.Tensor
 
-    def __len__(self):
-        return len(self.fires)
-
-    def __getitem__(self, rows):
-        return Draws(self.fires[rows], self.signs[rows])
-
 
 @dataclass(frozen=True)
 class Policy:
-    """Ops at fixed levels, walked in order, each firing independently with probability p (methods.md, section 1)."""
+    """Ops at fixed levels, walked in order, each firing independently with probability p (Li et al., ACCV 2022).
+
+    A step whose level is None is left out: its draws are made and nothing comes of them, so that a policy with fewer
+    ops stays paired, draw by draw, with the whole one.
+    """
 
     name: str
     p: float
-    steps: tuple[tuple[str, int], ...]
+    steps: tuple[tuple[str, int | None], ...]
 
     def __post_init__(self):
         if not (isinstance(self.p, (int, float)) and 0 <= self.p <= 1):
             raise CcdError(f"p = {self.p!r} of policy {self.name!r}: allowed are probabilities from 0 to 1")
         for name, level in self.steps:
             OPS[name]
-            _check_level(name, level)
+            if level is not None:
+                _check_level(name, level)
 
     def draw(self, n, generator):
         """Draws for n images from `generator` (a torch.Generator on the CPU).
@@ -297,7 +306,7 @@ class Policy:
         out = images.clone()
         for k, (name, level) in enumerate(self.steps):
             op = OPS[name]
-            if op.is_identity(level, images.shape[1]):
+            if level is None or op.is_identity(level, images.shape[1]):
                 continue
             for sign in (1, -1) if op.signed else (None,):
                 chosen = draws.fires[:, k] if sign is None else draws.fires[:, k] & (draws.signs[:, k] == sign)
@@ -308,13 +317,25 @@ class Policy:
 
     def with_p(self, p):
         """The same steps at another probability."""
-        return Policy(self.name, p, self.steps)
+        return replace(self, p=p)
+
+    def only(self, ops):
+        """The same walk with all steps left out whose op is not in `ops`; CcdError for an op that the policy lacks."""
+        for op in ops:
+            if op not in dict(self.steps):
+                raise unknown(f"op of policy {self.name!r}", op, dict(self.steps))
+        return replace(self, steps=tuple((name, level if name in ops else None) for name, level in self.steps))
+
+    def effective(self, channels=3):
+        """The steps (op, level) that can change an image with that many channels."""
+        return [(name, k) for name, k in self.steps if k is not None and not OPS[name].is_identity(k, channels)]
 
     def describe(self, channels=3):
         """Facts about the policy: a dict with the expected number of ops that change an image, the probability that
         none does, and the steps that never do (on grey images, channels = 1, `color` is one of them)."""
-        same = [f"{name} {level}" for name, level in self.steps if OPS[name].is_identity(level, channels)]
-        effective = len(self.steps) - len(same)
+        changing = self.effective(channels)
+        effective = len(changing)
+        same = [f"{name} {k}" for name, k in self.steps if k is not None and (name, k) not in changing]
         return {
             "policy": self.name,
             "p": self.p,
@@ -356,28 +377,23 @@ for _row in (
     POLICIES[_row.name] = _row
 
 
-def policy_named(name, p=None):
-    """The policy `name`, at probability `p` when one is given."""
+def policy_named(name, p=None, ops=None):
+    """The policy `name`, at probability `p` and with only the ops `ops` when they are given."""
     if name not in POLICIES:
         raise unknown("policy", name, POLICIES)
-    return POLICIES[name] if p is None else POLICIES[name].with_p(p)
+    policy = POLICIES[name] if ops is None else POLICIES[name].only(ops)
+    return policy if p is None else policy.with_p(p)
 
 
 # ---------------------------------------------------------------- base: random crop, flip, normalise
 
 
 @dataclass(frozen=True)
-class Crops:
+class Crops(PerImage):
     """Base draws for N images: the crop's top left corner (N, 2) inside the padded image, and the flip (N,) bool."""
 
     corners: torch.Tensor
     flips: torch.Tensor
-
-    def __len__(self):
-        return len(self.flips)
-
-    def __getitem__(self, rows):
-        return Crops(self.corners[rows], self.flips[rows])
 
 
 def draw_crops(n, pad, flip, generator):

@@ -11,20 +11,21 @@ from ccdlib.losses import LOSSES, WEIGHTS
 from ccdlib.models import MODELS
 from ccdlib.registry import CcdError, Registry, unknown
 
-# How many views of each image a step sees, by `views`; a policy adds the augmented twin.
-VIEWS = {"none": 1, "base": 2, "rotation": 4} | dict.fromkeys(POLICIES, 2)
+# How many views of each image a step sees, by `views`; a policy adds augmented twins, one unless `twins` says more.
+VIEWS = {"raw": 1, "none": 1, "base": 2, "rotation": 4} | dict.fromkeys(POLICIES, 2)
 
 # The methods of the papers at their settings (methods.md, section 4), and a small one for minutes on a CPU.
 RECIPES = Registry("recipe")
 RECIPES |= {
     "small": {"lr": 0.05, "weight_decay": 5e-4, "batch": 25, "epochs": 30},
-    "small_teacher": {"lr": 0.05, "weight_decay": 5e-4, "batch": 50, "epochs": 15},
+    "small_teacher": {"lr": 0.05, "weight_decay": 5e-4, "batch": 25, "epochs": 50},
     "paper": {"lr": 0.1, "weight_decay": 1e-4, "batch": 128, "epochs": 240},
     "paper_teacher": {"lr": 0.1, "weight_decay": 5e-4, "batch": 128, "epochs": 240},
 }
 
 Positive = Annotated[float, Field(gt=0, lt=1e38, allow_inf_nan=False)]  # a float32 number
 Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -69,8 +70,10 @@ class RunConfig(Strict):
 
     data, side, n_train, subset_seed: see load_data and Data.subset (n_train None: all of it).
     model: the backbone. method, settings: the loss (a row of LOSSES) and its settings.
-    views: "none" (one base view an image), "base" (two), "rotation" (0, 90, 180, 270 degrees of one crop), or a policy
-    ("cifar100", ...): the original and its JDA twin. p: the policy's probability, when another than its own.
+    views: "none" (one base view an image), "raw" (the image as it is), "base" (two base views), "rotation" (0, 90, 180, 270
+    degrees of one crop), or a policy ("cifar100", ...): the original and its JDA twin. p: the policy's probability, when
+    another than its own. ops: the ops of the policy that are kept (None: all). twins: augmented twins of an image (r).
+    share: the fraction of the images, drawn anew each epoch, that get them (q).
     teacher: the RunConfig that makes the teacher, or a Checkpoint; None where the loss needs none.
     seed: of initial weights, batch order, crops and policy draws, in separate streams.
     batch: images a step (each with all its views). milestones: fractions of the epochs after which lr is divided by ten.
@@ -87,7 +90,10 @@ class RunConfig(Strict):
     method: str = "ce"
     settings: dict[str, Any] = {}
     views: str = "none"
-    p: Annotated[float, Field(ge=0, le=1)] | None = None
+    p: Fraction | None = None
+    ops: tuple[str, ...] | None = None
+    twins: Count = 1
+    share: Fraction = 1.0
     flip: bool | None = None
     teacher: "RunConfig | Checkpoint | None" = None
     seed: int = 0
@@ -107,12 +113,18 @@ class RunConfig(Strict):
         _check_settings(self.method, self.settings)
         if self.views not in VIEWS:
             raise unknown("views", self.views, VIEWS)
-        if self.p is not None and self.views not in POLICIES:
-            raise CcdError(f"p = {self.p} with views {self.views!r}: only a policy has a p; allowed: {', '.join(POLICIES)}")
-        if self.method == "ccd" and VIEWS[self.views] != 2:
+        if self.views not in POLICIES:
+            for name in ("p", "ops", "twins", "share"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise CcdError(
+                        f"{name} = {getattr(self, name)} with views {self.views!r}: only a policy has that; "
+                        f"allowed views: {', '.join(POLICIES)}"
+                    )
+        _ = self.policy  # an op that the policy lacks is named here
+        if self.method == "ccd" and self.views_per_image != 2:
             raise CcdError(
-                f"method 'ccd' weighs two views an image; views {self.views!r} gives {VIEWS[self.views]}. "
-                f"Use one of: base, {', '.join(POLICIES)}"
+                f"method 'ccd' weighs two views an image; views {self.views!r}, twins {self.twins} and share {self.share:g} "
+                f"give {self.views_per_image:g}. Use twins 1, share 1 and one of the views base, {', '.join(POLICIES)}"
             )
         if (self.teacher is not None) != needs_teacher(self.method):
             needs = "needs a teacher; give teacher=RunConfig(...)" if self.teacher is None else "uses no teacher; leave it out"
@@ -122,7 +134,12 @@ class RunConfig(Strict):
     @property
     def policy(self) -> Policy | None:
         """The policy of the augmented view; None where there is none."""
-        return policy_named(self.views, self.p) if self.views in POLICIES else None
+        return policy_named(self.views, self.p, self.ops) if self.views in POLICIES else None
+
+    @property
+    def views_per_image(self):
+        """Network inputs an image in an epoch, on average where only a share of the images has twins."""
+        return 1 + self.share * self.twins if self.views in POLICIES else VIEWS[self.views]
 
     def lr_at(self, epoch):
         """The learning rate of an epoch, counted from 0."""
@@ -144,11 +161,11 @@ def _check_settings(method, settings):
     for name, value in settings.items():
         if name not in known:
             raise unknown(f"setting of loss {method!r}", name, known or ["(this loss has none)"])
-        if isinstance(value, bool) or not isinstance(
-            value, (int, float) if isinstance(known[name], float) else type(known[name])
-        ):
-            kind = type(known[name]).__name__
-            raise CcdError(f"setting {name} = {value!r} of loss {method!r}: it must be a {kind}, such as {known[name]!r}")
+        kind = type(known[name])
+        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+            raise CcdError(
+                f"setting {name} = {value!r} of loss {method!r}: it must be a {kind.__name__}, such as {known[name]!r}"
+            )
         if name == "weight":
             WEIGHTS[value]
         elif name == "temperature" and not 0 < value < float("inf"):

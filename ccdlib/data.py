@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -99,14 +100,23 @@ def stratified(labels, amount, seed, classes):
 DATASETS = Registry("dataset")
 
 
+class Sizes(NamedTuple):
+    """What an experiment must know of its data before there are images: classes, channels, training images."""
+
+    classes: int
+    channels: int
+    images: int
+
+
 @dataclass(frozen=True)
 class Source:
-    """One row of DATASETS: a loader of `_raw` arrays, and the base crop, flip and statistics its images want."""
+    """One row of DATASETS: a loader of arrays and class names, and the base crop, flip and statistics its images want."""
 
     load: Callable
     takes_path: bool = False
     flip: bool = True
     statistics: tuple | None = None  # (mean, std) where the literature fixes them
+    sizes: "Sizes | None" = None  # where they are known without the images
 
 
 def load_data(name, *, side=32, n_train=None, seed=0, device="cpu"):
@@ -131,6 +141,15 @@ def source_of(name):
     if kind not in DATASETS or bool(colon) != DATASETS[kind].takes_path or (colon and not path):
         raise unknown("dataset", name, allowed)
     return DATASETS[kind], Path(path).expanduser() if path else None
+
+
+def sizes_of(name):
+    """The Sizes of a data set, without loading one that has to be downloaded; CcdError for a name or path that is none."""
+    source, _ = source_of(name)
+    if source.sizes:
+        return source.sizes
+    data = load_data(name)
+    return Sizes(data.classes, data.channels, len(data.train_labels))
 
 
 def _stamp(path):
@@ -323,9 +342,13 @@ def _read_image(file, side):
 
 
 DATASETS.update(
-    digits=Source(_digits, flip=False),  # a mirrored digit is another sign
-    cifar10=Source(_cifar("CIFAR10"), statistics=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))),
-    cifar100=Source(_cifar("CIFAR100"), statistics=((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))),
+    digits=Source(_digits, flip=False, sizes=Sizes(10, 1, 1000)),  # a mirrored digit is another sign
+    cifar10=Source(
+        _cifar("CIFAR10"), statistics=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), sizes=Sizes(10, 3, 50000)
+    ),
+    cifar100=Source(
+        _cifar("CIFAR100"), statistics=((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)), sizes=Sizes(100, 3, 50000)
+    ),
     npz=Source(_npz, takes_path=True),
     folder=Source(_folder, takes_path=True),
 )

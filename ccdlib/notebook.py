@@ -14,6 +14,7 @@ import yaml
 
 from ccdlib import paths, stats
 from ccdlib.data import source_of
+from ccdlib.experiments import experiment
 from ccdlib.paper import published
 from ccdlib.registry import CcdError, unknown
 from ccdlib.runs import best_device, hardware, provenance, source_hash, write_whole
@@ -26,11 +27,6 @@ class NotebookFailed(Exception):
 
 
 # ---------------------------------------------------------------- parameters
-
-
-# A verdict needs this many seeds; the paper profile has as many as the papers.
-LEAST_SEEDS = {"paper": 3}
-LEAST = 10
 
 
 def find(name):
@@ -158,10 +154,32 @@ class Run:
         self.profile = label(notebook, profile, self.parameters)
         self.folder = paths.outputs() / self.profile / stem
         self.checks, self.claims, self.rows, self.figures = [], [], [], []
-        self.baseline, self.results = None, {}
+        self.plan, self.results, self.measured = None, {}, {}
 
     def __repr__(self):
         return f"Run {self.stem}, profile {self.profile}, on {hardware(best_device())}"
+
+    def experiment(self):
+        """The Experiment of this notebook under its parameters, all of its runs checked; its claims are declared with it."""
+        self.plan = experiment(self.stem, self.parameters)
+        self.plan.check()
+        return self.plan
+
+    def declared(self):
+        """A DataFrame of the claims, as they stand before the training."""
+        import pandas as pd
+
+        columns = ("finding", "statement", "words", "true_where", "refuted_when", "least")
+        rows = [{name: getattr(claim, name) for name in columns} for claim in self._planned().claims]
+        names = {"words": "estimand (mean over seeds)", "true_where": "true where it is", "refuted_when": "refuted when"}
+        return pd.DataFrame(rows).rename(columns=names | {"least": "seeds needed"}).set_index("finding")
+
+    def _planned(self):
+        if self.plan is None:
+            raise CcdError(
+                "nothing is planned yet: call run.experiment() before the training, so that claims come before results"
+            )
+        return self.plan
 
     def check(self, text, holds):
         """An invariant of the code, true in every profile: printed, kept, and an AssertionError where it fails."""
@@ -170,54 +188,55 @@ class Run:
         self.checks.append(text)
         print(f"check: {text}")
 
+    def keep(self, name, value):
+        """Put something measured, of strings, numbers, lists and dicts, into results.json, and hand it back."""
+        self.measured[name] = value
+        return value
+
     def table(self, results, baseline):
-        """A DataFrame, one row an arm, of results {arm: [Result, one a seed]}, paired by seed with the arm `baseline`."""
+        """A DataFrame, one row an arm, of results {arm: [Result, one a seed]}; gains are paired by seed.
+
+        baseline: the arm that all others are compared with, or {arm: its own baseline}, arms without one left out.
+        Errors: CcdError for a baseline that is no arm, and for arms with different seeds.
+        """
         import pandas as pd
 
-        if baseline not in results:
-            raise unknown("baseline arm", baseline, results)
+        against = baseline if isinstance(baseline, dict) else {arm: baseline for arm in results if arm != baseline}
+        for arm in {baseline} if isinstance(baseline, str) else {*against, *against.values()}:
+            if arm not in results:
+                raise unknown("baseline arm", arm, results)
         seeds = {arm: [r.config.seed for r in runs] for arm, runs in results.items()}
-        if not results[baseline]:
-            raise CcdError("there is no run in the table; train with at least one seed (parameter `seeds`)")
         if len({tuple(s) for s in seeds.values()}) != 1:
             raise CcdError(f"the arms are not paired: {seeds}; train every arm with the same seeds, in the same order")
-        base = [r.accuracy for r in results[baseline]]
-        self.rows = [self._row(arm, runs, None if arm == baseline else base) for arm, runs in results.items()]
-        self.baseline, self.results = baseline, results
-        shown = pd.DataFrame([_shown(row, baseline) for row in self.rows]).set_index("arm")
+        rows = [self._row(arm, runs, against.get(arm), results) for arm, runs in results.items()]
+        self.rows += rows
+        shown = pd.DataFrame([_shown(row, baseline) for row in rows]).set_index("arm")
         return shown.loc[:, (shown != "").any()]  # a column without any number, such as unpublished ones, is left out
 
     @staticmethod
-    def _row(arm, runs, base):
+    def _row(arm, runs, baseline, results):
         accuracies = [r.accuracy for r in runs]
         mean, std = stats.spread(accuracies)
-        difference = None if base is None else stats.paired(accuracies, base)._asdict()
+        base = baseline and [r.accuracy for r in results[baseline]]
         return {
             "arm": arm,
             "seeds": [r.config.seed for r in runs],
             "accuracies": accuracies,
             "mean": mean,
             "std": std,
-            "difference": difference,
+            "baseline": baseline,
+            "difference": base and stats.paired(accuracies, base)._asdict(),
             "best_on_test": stats.spread([r.best_on_test for r in runs])[0],
             "published": published(runs[0].config),
         }
 
-    def claim(self, text, better, baseline, least=None):
-        """A finding, "arm `better` is more accurate than arm `baseline`": printed and kept, whatever the verdict.
-
-        The verdict rests on the paired interval over seeds and needs at least `least` of them (ten, in the paper profile
-        three). Errors: CcdError for an arm that the table does not have.
-        """
-        values = {row["arm"]: row["accuracies"] for row in self.rows}
-        for arm in (better, baseline):
-            if arm not in values:
-                raise unknown("arm", arm, values, " The table must come before the claims.")
-        least = least or LEAST_SEEDS.get(self.profile, LEAST)
-        difference = stats.paired(values[better], values[baseline])
-        verdict = stats.verdict(difference, least)
-        self.claims.append({"claim": text, **difference._asdict(), "unit": "points", "verdict": verdict})
-        print(f"{verdict}: {text}: {difference} points")
+    def judge(self, results):
+        """The verdict on every claim that was declared, printed and kept, whatever it is; results {arm: [Result]}."""
+        self.results = results
+        accuracies = {arm: [run.accuracy for run in runs] for arm, runs in results.items()}
+        self.claims = [claim.judge(accuracies) for claim in self._planned().claims]
+        for claim in self.claims:
+            print(f"{claim['verdict']}: {claim['finding']} {claim['claim']}: {stats.brief(claim)} {claim['unit']}")
 
     def figure(self, name, figure):
         """Keep a figure as PNG and SVG beside results.json, and hand it back."""
@@ -236,9 +255,9 @@ class Run:
             "notebook": self.stem,
             "profile": self.profile,
             "parameters": self.parameters,
-            "baseline": self.baseline,
             "table": self.rows,
             "claims": self.claims,
+            "measured": self.measured,
             "checks": self.checks,
             "figures": self.figures,
             "runs": {arm: [run.folder.name for run in arms] for arm, arms in self.results.items()},
@@ -256,8 +275,8 @@ def _shown(row, baseline):
     theirs = row["published"]
     return {
         "arm": row["arm"],
-        "accuracy (%)": f"{row['mean']:.2f}" + ("" if row["std"] is None else f" ± {row['std']:.2f}"),
-        f"gain over {baseline}": stats.brief(row["difference"]),
+        "accuracy (%)": f"{row['mean']:.2f} ± {row['std']:.2f}",
+        f"gain over {baseline if isinstance(baseline, str) else 'its baseline'}": stats.brief(row["difference"]),
         "best on test (%)": f"{row['best_on_test']:.2f}",
         "published (%)": "" if theirs is None else f"{theirs:.2f}",
         "ours - published": "" if theirs is None else f"{row['mean'] - theirs:+.2f}",
@@ -267,15 +286,12 @@ def _shown(row, baseline):
 # ---------------------------------------------------------------- the strict papermill door
 
 
-def run_notebook(name, profile="smoke", files=(), given=()):
-    """Execute a notebook by papermill with checked parameters; returns the executed notebook's path.
+def asked_for(name, profile="smoke", files=(), given=()):
+    """(path, all parameters) of a notebook under a profile, yaml `files` and `given` (name, text) pairs.
 
-    name: stem or path. files: yaml files, given: (name, text) pairs, each overriding what came before. The executed
-    notebook lands in outputs/<label>/<stem>.ipynb, whole or not at all; a failing one as <stem>.failed.ipynb, with
-    NotebookFailed raised. Errors: CcdError before anything runs.
+    Each overrides what came before. Errors: CcdError for an unknown name, a wrong type, or data that is not there.
     """
     path = find(name)
-    defaults = profile_parameters(path, "smoke")
     values = profile_parameters(path, profile)
     for file in files:
         values |= read_yaml(path, file)
@@ -284,10 +300,19 @@ def run_notebook(name, profile="smoke", files=(), given=()):
     values |= checked(path, parsed, "-p")
     if "data" in values:
         values["data"] = _absolute(values["data"])
-    folder = paths.outputs() / label(path, profile, values)
-    changed = {key: value for key, value in values.items() if value != defaults[key]}
-    target = folder / f"{path.stem}.ipynb"
-    return execute(path, target, changed)
+    return path, values
+
+
+def run_notebook(name, profile="smoke", files=(), given=()):
+    """Execute a notebook by papermill with checked parameters (see asked_for); returns the executed notebook's path.
+
+    The executed notebook lands in outputs/<label>/<stem>.ipynb, whole or not at all; a failing one as <stem>.failed.ipynb,
+    with NotebookFailed raised. Errors: CcdError before anything runs.
+    """
+    path, values = asked_for(name, profile, files, given)
+    defaults = profile_parameters(path, "smoke")
+    target = paths.outputs() / label(path, profile, values) / f"{path.stem}.ipynb"
+    return execute(path, target, {key: value for key, value in values.items() if value != defaults[key]})
 
 
 def _absolute(data):
@@ -389,15 +414,14 @@ def report(executed):
     results = json.loads((folder / "results.json").read_text())
     rows = results["table"]
     width = max(len(row["arm"]) for row in rows)
-    seeds = len(rows[0]["seeds"])
     lines = [
-        f"{results['notebook']}, profile {results['profile']}, {seeds} seed{'s' if seeds > 1 else ''}",
-        f"  {'':{width}}  test accuracy   gain over {results['baseline']} [95 % interval]",
+        f"{results['notebook']}, profile {results['profile']}, {len(rows[0]['seeds'])} seeds",
+        f"  {'':{width}}  test accuracy   gain, paired [95 % interval]",
     ]
     for row in rows:
-        std = "" if row["std"] is None else f" ± {row['std']:.2f}"
-        lines.append(f"  {row['arm']:{width}}  {row['mean']:6.2f} %{std:7}  {stats.brief(row['difference'])}".rstrip())
-    lines += [f"  {claim['verdict']}: {claim['claim']}" for claim in results["claims"]]
+        gain = f"{stats.brief(row['difference'])} over {row['baseline']}" if row["baseline"] else ""
+        lines.append(f"  {row['arm']:{width}}  {row['mean']:6.2f} % ± {row['std']:<5.2f} {gain}".rstrip())
+    lines += [f"  {claim['verdict']}: {claim['finding']} {claim['claim']}: {stats.brief(claim)}" for claim in results["claims"]]
     if results["trained_by_other_code"]:
         lines.append(f"  note: {results['trained_by_other_code']} of the runs were trained by an earlier version of the code")
     lines += [f"notebook  {paths.shown(executed)}", f"results   {paths.shown(folder / 'results.json')}"]

@@ -169,9 +169,10 @@ def identity(config, data_facts, precision):
     data_facts: a function from a configuration to its Data.facts. precision: "float32" (CPU) or "bfloat16" (CUDA autocast).
     """
     # A subset seed shapes nothing when there is no subset; the name of a policy stands for its steps, a path for its content.
-    unused = {"device", "teacher", "data", "side"} | ({"subset_seed"} if config.n_train is None else set())
-    facts = config.model_dump(mode="json", exclude=unused)
-    facts |= {"steps": config.policy and config.policy.steps, "precision": precision}
+    unused = {"device", "teacher", "data", "side", "ops"} | ({"subset_seed"} if config.n_train is None else set())
+    facts = config.model_dump(mode="json", exclude=unused) | {"precision": precision}
+    if config.policy:
+        facts |= {"steps": config.policy.steps, "p": config.policy.p}
     if isinstance(config.teacher, Checkpoint):
         facts["teacher"] = {"model": config.teacher.model, "sha256": sha256(existing(config.teacher.file))}
     elif config.teacher is not None:

@@ -8,7 +8,7 @@ import hashlib
 
 import torch
 
-STREAMS = ("weights", "order", "base", "policy", "subset")
+STREAMS = ("weights", "order", "base", "policy", "share", "subset")
 
 
 def stream(seed, name, *where):

@@ -4,14 +4,14 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from ccdlib.augment import crop_and_flip, draw_crops, normalise, rotations
-from ccdlib.config import VIEWS, Checkpoint, RunConfig
+from ccdlib.augment import Crops, crop_and_flip, draw_crops, normalise, rotations
+from ccdlib.config import Checkpoint, RunConfig
 from ccdlib.data import load_data
 from ccdlib.losses import LOSSES
 from ccdlib.models import build
@@ -69,7 +69,7 @@ def fit(config, show="auto", repair=None):
     device = _device(config.device)
     data = _data(config)
     _check_teacher(config, data)
-    folder = Folder(config, identity(config, lambda c: _data(c).facts, "bfloat16" if device.type == "cuda" else "float32"))
+    folder = folder_of(config)
     found = folder.ready(repair)
     if not found:
         _check_fits(config, data)
@@ -91,6 +91,12 @@ def fit(config, show="auto", repair=None):
     )
 
 
+def folder_of(config):
+    """The Folder of a run, whether it is trained or not. Errors: CcdError for data or a teacher file that is not there."""
+    precision = "bfloat16" if _device(config.device).type == "cuda" else "float32"
+    return Folder(config, identity(config, lambda c: load_data(c.data, side=c.side).facts, precision))
+
+
 def _device(name):
     if name == "cuda" and not torch.cuda.is_available():
         raise CcdError("device 'cuda' was asked for and no CUDA device is there; use device 'auto' or 'cpu'")
@@ -104,11 +110,16 @@ def check(configs):
     """
     if not configs:
         raise CcdError("there is nothing to train; ask for at least one seed (parameter `seeds`)")
+    seen = set()
     for config in configs:
-        _device(config.device)
-        data = _data(config)
-        _check_teacher(config, data)
-        _check_fits(config, data)
+        # Of seeds, methods and views nothing can go wrong here; configurations that differ in no more are one case.
+        case = [(c.data, c.side, c.n_train, c.model, c.device) for c in (config, config.teacher) if isinstance(c, RunConfig)]
+        if str(case) not in seen:
+            seen.add(str(case))
+            _device(config.device)
+            data = _data(config)
+            _check_teacher(config, data)
+            _check_fits(config, data)
 
 
 def _check_fits(config, data):
@@ -152,39 +163,60 @@ def _teacher(config, data, show, repair):
 class EpochViews:
     """The views of one epoch: all draws made at its start, from streams that only seed, epoch and view name.
 
-    Draws belong to images, not to positions in a batch, so arms of one seed share them whatever else differs; an arm with
-    an augmented twin sees the same originals as an arm without.
+    Draws belong to images, not to positions in a batch, so arms of one seed share them whatever else differs: an arm with
+    an augmented twin sees the same originals as an arm without, a larger p fires the same ops and more, the first of
+    several twins is the twin of an arm with one, and a larger share gives twins to the same images and more.
     """
 
     def __init__(self, config, data, epoch):
         self.config, self.data = config, data
         n = len(data.train_labels)
         flip = data.flip if config.flip is None else config.flip
-        base_views = 1 if config.views == "rotation" else VIEWS[config.views]
-        self.crops = [draw_crops(n, data.pad, flip, stream(config.seed, "base", epoch, v)) for v in range(base_views)]
-        self.draws = config.policy.draw(n, stream(config.seed, "policy", epoch)) if config.policy else None
+        twins = config.twins if config.policy else 0
+        base_views = {"base": 2}.get(config.views, 1 + twins)
+        if config.views == "raw":
+            self.crops = [Crops(torch.full((n, 2), data.pad), torch.zeros(n, dtype=torch.bool))]
+        else:
+            self.crops = [draw_crops(n, data.pad, flip, stream(config.seed, "base", epoch, v)) for v in range(base_views)]
+        generator = stream(config.seed, "policy", epoch)
+        self.draws = [config.policy.draw(n, generator) for _ in range(twins)]
+        rank = torch.randperm(n, generator=stream(config.seed, "share", epoch))
+        self.has_twin = rank < round(config.share * n)  # (n,)
 
     def batch(self, rows):
-        """Views first, normalised: (V * len(rows), C, H, W) float32 for the images in `rows` (CPU row numbers)."""
+        """Inputs and labels of the images in `rows` (CPU row numbers), views first: (B, C, H, W) float32 normalised, (B,).
+
+        B is views * len(rows), or fewer where only a share of the images has twins.
+        """
+        owners = [rows if v == 0 else rows[self.has_twin[rows]] for v in range(len(self.crops))]
+        views = torch.cat([self._view(v, images) for v, images in enumerate(owners)])
+        if self.config.views == "rotation":
+            views, owners = rotations(views), [rows] * 4
+        labels = self.data.train_labels[torch.cat(owners).to(self.data.train_labels.device)]
+        return normalise(views, self.data.mean, self.data.std), labels
+
+    def _view(self, v, rows):
         images = self.data.train_images[rows.to(self.data.train_images.device)]
-        views = [images] * len(self.crops)
-        if self.draws is not None:
-            views[1] = self.config.policy.apply(images, self.draws[rows])
-        cropped = [crop_and_flip(v, c[rows], self.data.pad) for v, c in zip(views, self.crops, strict=True)]
-        joined = rotations(cropped[0]) if self.config.views == "rotation" else torch.cat(cropped)
-        return normalise(joined, self.data.mean, self.data.std)
+        if v and self.draws:
+            images = self.config.policy.apply(images, self.draws[v - 1][rows])
+        return crop_and_flip(images, self.crops[v][rows], self.data.pad)
 
 
 # ---------------------------------------------------------------- the loop
 
 
-def _train(config, data, teacher, folder, device, show, repair):
+def _student_and_optimiser(config, data, device):
     network = build(config.model, data.classes, data.channels, config.seed).to(device, memory_format=torch.channels_last)
-    if teacher is not None:
-        teacher = teacher.to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(
         network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
     )
+    return network, optimiser
+
+
+def _train(config, data, teacher, folder, device, show, repair):
+    network, optimiser = _student_and_optimiser(config, data, device)
+    if teacher is not None:
+        teacher = teacher.to(device, memory_format=torch.channels_last)
     try:
         done, rows = folder.load_state(network, optimiser)
     except DamagedRun:
@@ -209,6 +241,11 @@ def _train(config, data, teacher, folder, device, show, repair):
     folder.finish(network, rows, _metrics(rows, data, device, len(rows) - done))
 
 
+def steps_an_epoch(images, batch):
+    """Optimiser steps in an epoch of that many training images, at most `batch` of them a step."""
+    return math.ceil(images / batch)
+
+
 def _epoch(config, data, teacher, network, optimiser, epoch, device):
     """Train one epoch; its row of the curves."""
     network.train()
@@ -218,8 +255,8 @@ def _epoch(config, data, teacher, network, optimiser, epoch, device):
     order = torch.randperm(len(data.train_labels), generator=stream(config.seed, "order", epoch))
     history, correct, seen = [], 0, 0
     # Parts of nearly equal size: no last batch of one image, on which batch norm fails.
-    for rows in order.tensor_split(math.ceil(len(order) / config.batch)):
-        inputs, labels = views.batch(rows), data.train_labels[rows.to(device)]
+    for rows in order.tensor_split(steps_an_epoch(len(order), config.batch)):
+        inputs, labels = views.batch(rows)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             with torch.no_grad():
                 target = None if teacher is None else _float(teacher(inputs))
@@ -229,7 +266,7 @@ def _epoch(config, data, teacher, network, optimiser, epoch, device):
         sum(terms.values()).backward()
         optimiser.step()
         history.append(torch.stack([t.detach() for t in terms.values()]))
-        correct = correct + (output.logits.argmax(1) == labels.repeat(len(inputs) // len(labels))).sum()
+        correct = correct + (output.logits.argmax(1) == labels).sum()
         seen += len(inputs)
     # Looked at once an epoch, so that a GPU never waits for it; the state before this epoch is still on disk.
     history = torch.stack(history)  # (steps, terms)
@@ -249,19 +286,42 @@ def _epoch(config, data, teacher, network, optimiser, epoch, device):
     return {"epoch": epoch + 1, "lr": config.lr_at(epoch)} | means | {"train_accuracy": 100 * correct.item() / seen}
 
 
+def pace(config):
+    """A function from a configuration of the same kind to the seconds its training will take on this machine.
+
+    From a few steps and one evaluation, timed here with untrained networks; nothing is kept.
+    """
+    device, data = _device(config.device), _data(config)
+    images = len(data.train_labels)
+    few = replace(data, **{name: getattr(data, name)[: 3 * config.batch] for name in ("train_images", "train_labels")})
+    few, data = few.to(device), data.to(device)
+    network, optimiser = _student_and_optimiser(config, data, device)
+    teacher = config.teacher and build(config.teacher.model, data.classes, data.channels).eval()
+    teacher = teacher and teacher.to(device, memory_format=torch.channels_last)
+    for epoch in range(2):  # the first warms up
+        began = time.perf_counter()
+        _epoch(config, few, teacher, network, optimiser, epoch, device)
+    step = (time.perf_counter() - began) / steps_an_epoch(len(few.train_labels), config.batch)
+    began = time.perf_counter()
+    evaluate(network, data, device)
+    test = time.perf_counter() - began
+
+    def seconds(other):
+        return other.epochs * steps_an_epoch(images, other.batch) * step + math.ceil(other.epochs / other.eval_every) * test
+
+    return seconds
+
+
 def _float(output):
     """Logits and pooled features in float32, whatever autocast made of them: losses are computed in full precision."""
     return output._replace(logits=output.logits.float(), pooled=output.pooled.float())
 
 
 @torch.no_grad()
-def evaluate(network, data, device="cpu", images=None, labels=None, batch=500):
-    """{"accuracy" (percent), "loss"} of a network on the test set, or on given uint8 images and their labels."""
-    network.eval()
-    images = data.test_images if images is None else images
-    labels = data.test_labels if labels is None else labels
-    logits = predict(network, data, images, device, batch)
-    labels = labels.to(logits.device)
+def evaluate(network, data, device="cpu", batch=500):
+    """{"accuracy" (percent), "loss"} of a network on the test set."""
+    logits = predict(network, data, data.test_images, device, batch)
+    labels = data.test_labels.to(logits.device)
     accuracy = 100 * (logits.argmax(1) == labels).double().mean().item()
     return {"accuracy": accuracy, "loss": F.cross_entropy(logits, labels).item()}
 

@@ -13,7 +13,7 @@ import torch
 
 from ccdlib import data as data_module
 from ccdlib import runs, train
-from ccdlib.augment import POLICIES, Policy
+from ccdlib.augment import POLICIES, Policy, normalise
 from ccdlib.config import RECIPES, VIEWS, Checkpoint, RunConfig
 from ccdlib.data import load_data
 from ccdlib.losses import LOSSES
@@ -102,6 +102,7 @@ def test_a_finished_run_is_found_again(monkeypatch, capsys):
         ({"lr": 0.04}, False),
         ({"views": "base"}, False),
         ({"subset_seed": 1}, False),
+        ({"views": "cifar100"}, False),
         ({"data": "npz:elsewhere"}, False),
         ({"device": "cpu"}, True),
     ],
@@ -118,12 +119,16 @@ def test_everything_that_shapes_a_run_names_it(change, same):
 
 
 def test_the_precision_and_the_steps_of_a_policy_name_a_run(monkeypatch):
-    def name(precision="float32"):
-        config = RunConfig(**SMALL, views="cifar10")
+    def name(precision="float32", **given):
+        config = RunConfig(**SMALL, views="cifar10", **given)
         return runs.Folder(config, runs.identity(config, lambda c: c.data, precision)).path.name
 
     before = name()
     assert name("bfloat16") != before
+    assert name(p=0.5) == before, "the policy's own p, given or not"
+    assert len({before, name(p=0.4), name(twins=2), name(share=0.5), name(ops=("invert",))}) == 5
+    monkeypatch.setitem(POLICIES, "cifar10", Policy("cifar10", 0.4, POLICIES["cifar10"].steps))
+    assert name() == name(p=0.4) != before
     monkeypatch.setitem(POLICIES, "cifar10", Policy("cifar10", 0.5, (("invert", 0),)))
     assert name() != before
 
@@ -197,7 +202,7 @@ def test_arms_of_one_seed_see_the_same_originals_and_twins():
     data, rows = load_data("digits", n_train=40), torch.arange(40)
 
     def views(epoch=3, **settings):
-        return EpochViews(RunConfig(**SMALL | settings), data, epoch).batch(rows)
+        return EpochViews(RunConfig(**SMALL | settings), data, epoch).batch(rows)[0]
 
     alone, base, jda = views(), views(views="base"), views(views="cifar100")
     assert torch.equal(alone, base[:40])
@@ -207,7 +212,58 @@ def test_arms_of_one_seed_see_the_same_originals_and_twins():
     assert not torch.equal(jda, views(views="cifar100", epoch=4))
     assert not torch.equal(jda, views(views="cifar100", seed=1))
     # An image's draws are its own, whichever batch it comes in.
-    assert torch.equal(EpochViews(RunConfig(**SMALL), data, 3).batch(rows[10:20]), alone[10:20])
+    assert torch.equal(EpochViews(RunConfig(**SMALL), data, 3).batch(rows[10:20])[0], alone[10:20])
+
+
+def test_more_twins_a_share_of_twins_and_fewer_ops_stay_paired():
+    data, rows = load_data("digits", n_train=40), torch.arange(40)
+
+    def batch(**settings):
+        inputs, labels = EpochViews(RunConfig(**SMALL, views="cifar100", **settings), data, 3).batch(rows)
+        assert torch.equal(labels[:40], data.train_labels)
+        return inputs, labels
+
+    one, _ = batch()
+    three, labels = batch(twins=3)
+    assert torch.equal(three[:80], one)
+    assert len({tuple(three[k * 40 + 7].flatten().tolist()) for k in range(4)}) == 4
+    assert torch.equal(labels, data.train_labels.repeat(4))
+    # The images with twins at q = 0.25 are among those at q = 0.75, and their twins are the same.
+    small, few = batch(share=0.25)
+    large, many = batch(share=0.75)
+    assert (len(small), len(large)) == (50, 70)
+    kept = [next(k for k in range(40, 70) if torch.equal(large[k], twin)) for twin in small[40:]]
+    assert many[kept].tolist() == few[40:].tolist()
+    assert torch.equal(batch(share=0.0)[0], one[:40])
+    assert torch.equal(batch(share=1.0, twins=1)[0], one)
+    # An op of a policy fires on the same images, with the same sign, whether the other ops are there or not.
+    plain = EpochViews(RunConfig(**SMALL, views="base"), data, 3).batch(rows)[0]
+    alone, without = (
+        batch(ops=("invert",))[0],
+        batch(ops=tuple(name for name, _ in POLICIES["cifar100"].steps if name != "invert"))[0],
+    )
+    fires = EpochViews(RunConfig(**SMALL, views="cifar100"), data, 3).draws[0].fires
+    inverted = fires[:, [name for name, _ in POLICIES["cifar100"].steps].index("invert")]
+    assert 0 < inverted.sum() < 40
+    for k in range(40):
+        assert torch.equal(alone[40 + k], plain[40 + k]) != inverted[k]
+        assert torch.equal(without[40 + k], one[40 + k]) or inverted[k]
+    assert torch.equal(batch(p=0.0)[0], plain)
+
+
+def test_raw_views_are_the_images_themselves():
+    data = load_data("digits", n_train=40)
+    inputs, _ = EpochViews(RunConfig(**SMALL, views="raw"), data, 0).batch(torch.arange(40))
+    assert torch.equal(inputs, normalise(data.train_images, data.mean, data.std))
+
+
+def test_views_per_image_counts_the_inputs_of_an_epoch():
+    data, rows = load_data("digits", n_train=40), torch.arange(40)
+    for given in ({"views": name} for name in VIEWS):
+        config = RunConfig(**SMALL, **given)
+        assert len(EpochViews(config, data, 0).batch(rows)[0]) == 40 * config.views_per_image
+    config = RunConfig(**SMALL, views="cifar100", twins=2, share=0.5)
+    assert len(EpochViews(config, data, 0).batch(rows)[0]) == 40 * config.views_per_image == 80
 
 
 def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(monkeypatch):
@@ -221,7 +277,7 @@ def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(monkeypatch):
     fit(TEACHER)
     before = weights(fit(TEACHER))
     fit(RunConfig(**SMALL, method="ccd", views="cifar100", teacher=TEACHER))
-    assert seen == [(40, 40, 20, False)] * 4
+    assert seen == [(40, 40, 40, False)] * 4
     assert weights(fit(TEACHER)) == before
 
 
@@ -445,11 +501,16 @@ def test_cuda_trains():
         ({"weight_decay": -1}, "weight_decay = -1"),
         ({"milestones": (0.5, 1.5)}, r"milestones.1 = 1.5"),
         ({"device": "gpu"}, "device = 'gpu': Input should be 'auto', 'cpu' or 'cuda'"),
-        ({"p": 0.5}, "only a policy has a p"),
+        ({"p": 0.5}, "p = 0.5 with views 'none': only a policy has that"),
         ({"views": "cifar10", "p": 1.5}, "p = 1.5"),
+        ({"views": "cifar10", "share": 1.5}, "share = 1.5"),
+        ({"views": "cifar10", "twins": 0}, "twins = 0"),
+        ({"views": "base", "twins": 2}, "twins = 2 with views 'base': only a policy has that"),
+        ({"views": "none", "ops": ("invert",)}, "only a policy has that"),
+        ({"views": "cifar10", "ops": ("cutout",)}, "unknown op of policy 'cifar10' 'cutout'"),
         ({"method": "kd"}, "method 'kd' needs a teacher"),
         ({"teacher": TEACHER}, "method 'ce' uses no teacher"),
-        ({"method": "ccd", "teacher": TEACHER}, "weighs two views an image; views 'none' gives 1"),
+        ({"method": "ccd", "teacher": TEACHER}, "weighs two views an image; views 'none', twins 1 and share 1 give 1"),
         ({"method": "kd", "teacher": TEACHER, "settings": {"weight": "none"}}, "unknown setting of loss 'kd' 'weight'"),
         (
             {"method": "kd", "teacher": TEACHER, "settings": {"temperature": 0}},

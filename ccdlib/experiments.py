@@ -1,0 +1,383 @@
+"""Experiments as data: one function an analysis, from a notebook's parameters to the runs it needs and the claims it makes.
+
+A notebook trains what the run store lacks of its list and reads the rest; `ccd plan` shows the list. A run that two notebooks
+list is the same run, because it is described the same.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ccdlib.augment import policy_named
+from ccdlib.config import RECIPES, RunConfig
+from ccdlib.data import sizes_of
+from ccdlib.registry import CcdError, Registry
+from ccdlib.stats import INFINITY, Claim, Contrast, Peak, more, no_better, slope
+from ccdlib.train import check, fit, folder_of, pace, steps_an_epoch
+
+EXPERIMENTS = Registry("experiment")  # notebook stem -> function of its parameters
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """arms: {name: [RunConfig, one a seed]}, paired. claims: declared with the arms, so before any result.
+
+    facts: {arm: numbers that tables and axes show}. Errors: CcdError for no seed or one, arms that are not paired, and a
+    claim about an arm that is not there.
+    """
+
+    arms: Mapping[str, list]
+    claims: tuple[Claim, ...]
+    facts: Mapping[str, dict] = field(default_factory=dict)
+
+    def __post_init__(self):
+        seeds = {arm: [config.seed for config in configs] for arm, configs in self.arms.items()}
+        first = next(iter(seeds.values()), [])
+        if not first:
+            raise CcdError("an experiment without seeds has nothing to train; give parameter seeds = 2 or more")
+        if len(first) == 1:
+            raise CcdError(
+                "seeds = 1: the claims rest on intervals over paired seeds, which one seed does not give; give 2 or more "
+                "(verdicts ask for more still)"
+            )
+        if any(given != first for given in seeds.values()) or len(set(first)) < len(first):
+            raise CcdError(f"the arms are not paired: {seeds}; give every arm the same seeds, each once, in the same order")
+        for claim in self.claims:
+            claim.needs(self.arms)
+
+    @property
+    def runs(self):
+        """Every run once, teachers before their students: {folder name: (arm that first needs it, RunConfig)}."""
+        found = {}
+        for arm, configs in self.arms.items():
+            for config in configs:
+                if isinstance(config.teacher, RunConfig):
+                    found.setdefault(folder_of(config.teacher).path.name, ("teacher", config.teacher))
+                found.setdefault(folder_of(config).path.name, (arm, config))
+        return found
+
+    def check(self):
+        """Raise CcdError where one of the runs could not be trained."""
+        check([config for configs in self.arms.values() for config in configs])
+
+    def train(self):
+        """Train what the run store lacks, read the rest: {arm: [Result, one a seed]}. Prints a line an arm.
+
+        On a CPU as many runs at once as there are cores ($CCD_JOBS, when it is set), one thread each: small networks gain
+        next to nothing from a second thread.
+        """
+        self.check()
+        results, width = {}, max(map(len, self.arms))
+        for arm, configs in self.arms.items():
+            _fit_side_by_side(configs)
+            results[arm] = [fit(config, show="none") for config in configs]
+            accuracies = [result.accuracy for result in results[arm]]
+            print(f"{arm:{width}}  {sum(accuracies) / len(accuracies):.1f} % on average of {len(accuracies)} seeds", flush=True)
+        return results
+
+    def plan(self):
+        """One row an arm, each run counted once: {"arm", "runs", "done", "begun", "seconds", "expected"}.
+
+        seconds: spent on those that are done. expected: for the others, from a few steps of each kind timed here.
+        """
+        rows, paces = {}, {}
+        for name, (arm, config) in self.runs.items():
+            row = rows.setdefault(arm, {"arm": arm, "runs": 0, "done": 0, "begun": 0, "seconds": 0.0, "expected": 0.0})
+            folder = folder_of(config)
+            assert folder.path.name == name
+            row["runs"] += 1
+            if folder.finished:
+                row["done"] += 1
+                row["seconds"] += folder.metrics["seconds"]
+                continue
+            row["begun"] += folder.file("resume.pt").exists()
+            kind = _kind(config)
+            paces[kind] = paces.get(kind) or pace(config)
+            row["expected"] += paces[kind](config)
+        return list(rows.values())
+
+
+def _kind(config):
+    """Runs of one kind take equally long a step."""
+    teacher = config.teacher and config.teacher.model
+    work = config.model, teacher, config.method, config.views, config.twins, config.share, config.batch
+    return (config.data, config.side, config.n_train, *work)
+
+
+def jobs():
+    """How many runs are trained at once: $CCD_JOBS, or one on a GPU, or as many as there are cores."""
+    import torch
+
+    given = os.environ.get("CCD_JOBS")
+    if given is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return 1 if torch.cuda.is_available() else cores
+    if not given.isdecimal() or int(given) < 1:
+        raise CcdError(f"CCD_JOBS = {given!r}: allowed are whole numbers from 1, the runs that are trained at once")
+    return int(given)
+
+
+def _fit_side_by_side(configs):
+    """Train those of `configs` that are not finished, teachers first, each in a process of its own."""
+    if jobs() == 1:
+        return  # fit() in this process does it all
+    import joblib
+
+    teachers = [config.teacher for config in configs if isinstance(config.teacher, RunConfig)]
+    for wave in (teachers, configs):
+        missing = [config for config in wave if not folder_of(config).finished]
+        if len(missing) > 1:
+            with joblib.parallel_config("loky", n_jobs=jobs(), inner_max_num_threads=1):
+                joblib.Parallel()(joblib.delayed(_fit_in_worker)(config, dict(os.environ)) for config in missing)
+
+
+def _fit_in_worker(config, environment):
+    # A worker lives longer than one call, and the caller may have named another folder since it started.
+    os.environ |= {name: value for name, value in environment.items() if name.startswith("CCD_")}
+    fit(config, show="none")
+
+
+# ---------------------------------------------------------------- what all analyses share
+
+
+def experiment(stem, parameters):
+    """The Experiment of the notebook `stem` under its `parameters` (a dict)."""
+    return EXPERIMENTS[stem](parameters)
+
+
+def _timing(p, epochs):
+    return {"epochs": epochs, "eval_every": max(1, epochs // p["evaluations"])}
+
+
+def _teachers(p, /, **what):
+    """The teacher of every seed, with plain cross entropy unless `what` says more."""
+    base = {"data": p["data"], "n_train": p["n_teacher"] or None, "model": p["teacher_model"]}
+    base |= RECIPES[f"{p['recipe']}_teacher"] | _timing(p, p["teacher_epochs"]) | what
+    return [RunConfig(**base, seed=s, subset_seed=s) for s in range(p["seeds"])]
+
+
+def _students(p, teachers, /, epochs=None, **what):
+    """The student of every seed, distilled by KD unless `what` says more; teachers None: alone."""
+    base = {"data": p["data"], "n_train": p["n_train"] or None, "model": p["student_model"]}
+    base |= RECIPES[p["recipe"]] | _timing(p, epochs or p["student_epochs"]) | {"method": "kd" if teachers else "ce"} | what
+    return [RunConfig(**base, teacher=teachers and teachers[s], seed=s, subset_seed=s) for s in range(p["seeds"])]
+
+
+def _least(p):
+    """Seeds that a verdict needs: three in the paper profiles, as the papers have, and ten elsewhere."""
+    return {"least": 3 if p["profile"].startswith("paper") else 10}
+
+
+def _sweep(p, name, kind, low, high):
+    """The values of a sweep, in order; CcdError for duplicates, for what is outside, and for fewer than two."""
+    values = p[name]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+            raise CcdError(f"{name} holds {value!r}; allowed are {'whole ' * (kind is int)}numbers from {low:g} to {high:g}")
+    if len(set(values)) < max(2, len(values)):
+        raise CcdError(f"{name} = {values}: a sweep needs at least two values, each once; take out the duplicates")
+    return sorted(values)
+
+
+def _images(p):
+    """How many training images the students have."""
+    return p["n_train"] or sizes_of(p["data"]).images
+
+
+# ---------------------------------------------------------------- the analyses
+
+
+@EXPERIMENTS.add("00_quickstart")
+def quickstart(p):
+    """Student alone, KD, KD + JDA, CCD: claim (a) in the small, and CCD's weight."""
+    teachers = _teachers(p)
+    arms = {
+        "teacher": teachers,
+        "student alone": _students(p, None),
+        "KD": _students(p, teachers),
+        "KD + JDA": _students(p, teachers, views=p["policy"]),
+        "CCD": _students(p, teachers, method="ccd", views=p["policy"]),
+    }
+    claims = (
+        more("KD", "a teacher helps: KD is more accurate than the student alone", "KD", "student alone", **_least(p)),
+        more("(a)", "augmented views help: KD + JDA is more accurate than KD", "KD + JDA", "KD", **_least(p)),
+        more("CCD", "the cosine weight helps: CCD is more accurate than KD + JDA", "CCD", "KD + JDA", **_least(p)),
+    )
+    return Experiment(arms, claims)
+
+
+@EXPERIMENTS.add("01_joint_augmentation")
+def joint_augmentation(p):
+    """(a): KD with kinds of views that the teacher never saw, and every op of the policy alone and left out."""
+    teachers = _teachers(p)
+    kinds = {"KD, not cropped": "raw", "KD": "none", "KD + crop and flip": "base", "KD + rotation": "rotation"}
+    arms = {"teacher": teachers} | {arm: _students(p, teachers, views=views) for arm, views in kinds.items()}
+    arms["KD + JDA"] = _students(p, teachers, views=p["policy"])
+    ops = effective_ops(p)
+    # Alone, an op is applied to every twin: with the policy's own p most twins would be plain copies.
+    arms |= {f"only {op}": _students(p, teachers, views=p["policy"], ops=(op,), p=p["single_p"]) for op in ops}
+    every = [name for name, _ in policy_named(p["policy"]).steps]
+    for op in ops:
+        rest = tuple(dict.fromkeys(name for name in every if name != op))
+        arms[f"without {op}"] = _students(p, teachers, views=p["policy"], ops=rest)
+    claims = (
+        more("(a)", "KD gains from JDA, though the teacher never saw such views", "KD + JDA", "KD", **_least(p)),
+        more("(a)", "KD gains more from JDA than from rotation", "KD + JDA", "KD + rotation", **_least(p)),
+        more("(a)", "KD gains more from JDA than from a second crop and flip", "KD + JDA", "KD + crop and flip", **_least(p)),
+    )
+    return Experiment(arms, claims)
+
+
+def effective_ops(p):
+    """The ops that 01 looks at: parameter `ops`, or all of the policy that can change an image of the data."""
+    policy = policy_named(p["policy"])
+    known = dict.fromkeys(name for name, _ in policy.effective(sizes_of(p["data"]).channels))
+    for op in p["ops"]:
+        if op not in known:
+            raise CcdError(
+                f"ops holds {op!r}, which changes nothing here or is no op of {p['policy']}; allowed: {', '.join(known)}"
+            )
+    if len(set(p["ops"])) < len(p["ops"]):
+        raise CcdError(f"ops = {p['ops']}: name each op once")
+    return p["ops"] or list(known)
+
+
+@EXPERIMENTS.add("02_augmented_teacher")
+def augmented_teacher(p):
+    """(b): teachers without and with JDA, each teaching students without and with JDA."""
+    plain, rich = _teachers(p), _teachers(p, views=p["policy"])
+    arms = {
+        "teacher": plain,
+        "teacher + JDA": rich,
+        "KD": _students(p, plain),
+        "KD + JDA": _students(p, plain, views=p["policy"]),
+        "KD from teacher + JDA": _students(p, rich),
+        "KD + JDA from teacher + JDA": _students(p, rich, views=p["policy"]),
+    }
+    margin, least = p["margin"], _least(p)
+    without = "without JDA in distillation, a teacher trained with JDA makes no better student"
+    within = "with JDA in distillation, a teacher trained with JDA makes no better student"
+    claims = (
+        more("(b)", "training with JDA improves the teacher", "teacher + JDA", "teacher", **least),
+        no_better("(b)", without, "KD from teacher + JDA", "KD", margin, **least),
+        no_better("(b)", within, "KD + JDA from teacher + JDA", "KD + JDA", margin, **least),
+    )
+    return Experiment(arms, claims)
+
+
+EPOCHS, STEPS = "equal epochs", "equal steps"
+
+
+@EXPERIMENTS.add("03_proportion")
+def proportion(p):
+    """(c): the policy's p, the twins of an image (r) and the share of images with twins (q), each swept.
+
+    A step always sees as many network inputs as a step of KD + JDA. So more augmented views of an image make an epoch
+    longer, in steps; "equal epochs" leaves it so, "equal steps" gives every arm the same number of steps.
+    """
+    teachers, n = _teachers(p), _images(p)
+    policy = policy_named(p["policy"])
+    changing = len(policy.effective(sizes_of(p["data"]).channels))
+    batch = RECIPES[p["recipe"]]["batch"]
+    target = p["student_epochs"] * steps_an_epoch(n, batch)
+    arms, facts = {"teacher": teachers}, {}
+
+    def add(sweep, value, schedule, fires=policy.p, twins=1, share=1.0):
+        augmented = share * twins
+        images = -(-2 * batch // (1 + augmented))  # rounded up
+        steps = steps_an_epoch(n, images)
+        epochs = p["student_epochs"] if schedule == EPOCHS else max(1, round(target / steps))
+        what = {"batch": int(images), "epochs": epochs}
+        if augmented and fires:
+            what |= {"views": p["policy"], "p": fires, "twins": twins, "share": share}
+        elif augmented:
+            what |= {"views": "base"}  # a policy that never fires leaves a second crop and flip
+        name = f"{sweep} {value:g}, {schedule}"
+        arms[name] = _students(p, teachers, **what)
+        part = augmented / (1 + augmented)  # of all network inputs
+        facts[name] = {
+            "sweep": sweep,
+            "value": value,
+            "schedule": schedule,
+            "expected_ops": part * changing * fires,
+            "p_no_op": 1 - part * (1 - (1 - fires) ** changing),
+            "steps": epochs * steps,
+        }
+
+    for fires in _sweep(p, "sweep_p", (int, float), 0, 1):
+        add("p", fires, STEPS, fires=fires)  # p changes neither the inputs nor the steps of an epoch
+    for schedule in (STEPS, EPOCHS):
+        for twins in _sweep(p, "sweep_r", int, 0, 16):
+            add("r", twins, schedule, twins=max(1, twins), share=float(twins > 0))
+        for share in _sweep(p, "sweep_q", (int, float), 0, 1):
+            add("q", share, schedule, share=float(share))
+    return Experiment(arms, tuple(_suitable_ranges(p, facts)), facts)
+
+
+SWEEPS = {"p": "probabilities p of the policy", "r": "numbers r of twins", "q": "shares q of images with a twin"}
+
+
+def _suitable_ranges(p, facts):
+    """(c) for every sweep with something inside it."""
+    for sweep, what in SWEEPS.items():
+        for schedule in (STEPS, EPOCHS):
+            ladder = [arm for arm, fact in facts.items() if (fact["sweep"], fact["schedule"]) == (sweep, schedule)]
+            if len(ladder) > 2:
+                at = "at equal epochs and steps" if sweep == "p" else f"at {schedule}"
+                first, last = (f"{sweep} {facts[arm]['value']:g}" for arm in (ladder[0], ladder[-1]))
+                words = f"accuracy(best inside) - accuracy({first}), and accuracy(best inside) - accuracy({last})"
+                statement = f"{what} have a suitable range, where the student beats both ends of the sweep, {at}"
+                yield Claim("(c)", statement, words, Peak(tuple(ladder)), **_least(p))
+
+
+@EXPERIMENTS.add("04_few_shot")
+def few_shot(p):
+    """(d): KD without and with JDA on fractions of the training set and on a few images of each class.
+
+    "equal epochs": the epochs are not rescaled, as the papers do, so fewer images also mean fewer steps. "equal steps": every
+    amount is trained for as many steps as `control_images` images are at equal epochs.
+    """
+    teachers, amounts = _teachers(p), few_shot_amounts(p)
+    batch = RECIPES[p["recipe"]]["batch"]
+    target = p["student_epochs"] * steps_an_epoch(p["control_images"], batch)
+    arms, facts = {"teacher": teachers}, {}
+    for schedule in (EPOCHS, STEPS):
+        for n in amounts:
+            steps = steps_an_epoch(n, batch)
+            epochs = p["student_epochs"] if schedule == EPOCHS else max(1, round(target / steps))
+            for method, views in (("KD", "none"), ("KD + JDA", p["policy"])):
+                name = f"{method}, {n} images, {schedule}"
+                arms[name] = _students(p, teachers, n_train=n, views=views, epochs=epochs)
+                facts[name] = {"method": method, "images": n, "schedule": schedule, "steps": epochs * steps}
+    return Experiment(arms, tuple(_few_shot_claims(p, amounts)), facts)
+
+
+def few_shot_amounts(p):
+    """The numbers of training images of 04, ascending. Errors: CcdError for amounts that leave a class empty."""
+    sizes, whole = sizes_of(p["data"]), _images(p)
+    fractions = [round(f * whole) for f in _sweep(p, "fractions", (int, float), 0, 1)]
+    counts = [k * sizes.classes for k in _sweep(p, "per_class", int, 1, whole // sizes.classes)]
+    for n in (*fractions, p["control_images"]):
+        if not sizes.classes <= n <= whole:
+            raise CcdError(
+                f"{n} training images (fractions {p['fractions']} of {whole}, control_images {p['control_images']}) leave some "
+                f"of the {sizes.classes} classes empty or are more than there are; allowed are {sizes.classes} to {whole}"
+            )
+    return sorted({*fractions, *counts})
+
+
+def _few_shot_claims(p, amounts):
+    from math import log2
+
+    few, many = amounts[0], amounts[-1]
+    for schedule in (EPOCHS, STEPS):
+        at = f"at {schedule}"
+        pair = [f"{method}, {few} images, {schedule}" for method in ("KD + JDA", "KD")]
+        yield more("(d)", f"with {few} images KD gains from JDA, {at}", *pair, **_least(p))
+        weights = {}
+        for n, weight in zip(amounts, slope([log2(n) for n in amounts]), strict=True):
+            weights |= {f"KD + JDA, {n} images, {schedule}": weight, f"KD, {n} images, {schedule}": -weight}
+        words = f"slope of the gain from JDA over log2(images), {few} to {many} images"
+        statement = f"the gain from JDA is larger the fewer the images, {at}"
+        unit = "points per doubling"
+        yield Claim("(d)", statement, words, Contrast(weights), -INFINITY, 0.0, unit=unit, **_least(p))
