@@ -21,9 +21,9 @@ help:
 reproduce: $(READY)
 	@$(BIN)/ccd run $(NB) --profile $(PROFILE)
 
-# One thread each: the two workers share the cores. Notebooks first, because they take longest.
+# One thread and one training each: the two workers share the cores. Notebooks first, because they take longest.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env notebooks tests
+	OMP_NUM_THREADS=1 CCD_JOBS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env notebooks tests
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=.

@@ -13,14 +13,23 @@ def cli():
     """ccdlib: data augmentation in knowledge distillation, reproduced."""
 
 
+def asks_for_parameters(command):
+    """The argument and options that name a notebook and its parameters."""
+    for option in (
+        click.option("-p", "given", multiple=True, nargs=2, metavar="NAME VALUE", help="One parameter."),
+        click.option("-f", "files", multiple=True, type=click.Path(), metavar="FILE.yaml", help="Parameters from a file."),
+        click.option("--profile", default="smoke", show_default=True, help="smoke, or a folder of params/ (lite, paper)."),
+        click.argument("notebook"),
+    ):
+        command = option(command)
+    return command
+
+
 @cli.command(
     epilog="Example: ccd run 00_quickstart --profile lite -p seeds 3",
     short_help="Execute a notebook headlessly with checked parameters.",
 )
-@click.argument("notebook")
-@click.option("--profile", default="smoke", show_default=True, help="smoke, or a folder of params/ (lite, paper).")
-@click.option("-f", "files", multiple=True, type=click.Path(), metavar="FILE.yaml", help="Parameters from a file.")
-@click.option("-p", "given", multiple=True, nargs=2, metavar="NAME VALUE", help="One parameter.")
+@asks_for_parameters
 @click.option("--repair", is_flag=True, help="Train damaged runs again (their folders are kept under another name).")
 def run(notebook, profile, files, given, repair):
     """Execute NOTEBOOK (a stem such as 00_quickstart, or a path) and print its result table.
@@ -33,6 +42,20 @@ def run(notebook, profile, files, given, repair):
     if repair:
         os.environ["CCD_REPAIR"] = "1"  # read by fit() in the notebook's kernel
     click.echo(door.report(door.run_notebook(notebook, profile, files, given)))
+
+
+@cli.command(
+    epilog="Example: ccd plan 03_proportion --profile lite", short_help="What a notebook would train, and how long it takes."
+)
+@asks_for_parameters
+def plan(notebook, profile, files, given):
+    """List the training runs of NOTEBOOK: which are done, which are missing, and how many seconds are expected.
+
+    The expectation comes from a few training steps of each kind, timed on this machine. Nothing is trained or written.
+    """
+    from ccdlib import notebook as door
+
+    click.echo(door.plan(notebook, profile, files, given))
 
 
 @cli.command(short_help="Execute notebooks with their defaults and keep the outputs in place.")

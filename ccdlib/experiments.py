@@ -75,6 +75,17 @@ class Experiment:
             print(f"{arm:{width}}  {sum(accuracies) / len(accuracies):.1f} % on average of {len(accuracies)} seeds", flush=True)
         return results
 
+    def rows(self, results):
+        """Long form, for figures: a dict for each arm that has facts and each seed, with "accuracy", the facts, and "gain",
+        the paired difference, for those whose facts name a "baseline"."""
+        rows = []
+        for arm, facts in self.facts.items():
+            base = results[facts["baseline"]] if "baseline" in facts else results[arm]
+            for run, other in zip(results[arm], base, strict=True):
+                row = {"arm": arm, "seed": run.config.seed, "accuracy": run.accuracy, **facts}
+                rows.append(row | ({"gain": run.accuracy - other.accuracy} if "baseline" in facts else {}))
+        return rows
+
     def plan(self):
         """One row an arm, each run counted once: {"arm", "runs", "done", "begun", "seconds", "expected"}.
 
@@ -262,7 +273,10 @@ def augmented_teacher(p):
         no_better("(b)", without, "KD from teacher + JDA", "KD", margin, **least),
         no_better("(b)", within, "KD + JDA from teacher + JDA", "KD + JDA", margin, **least),
     )
-    return Experiment(arms, claims)
+    trained = {arm: "with JDA" if "teacher + JDA" in arm else "without JDA" for arm in arms}
+    who = {arm: "the teacher" if arm.startswith("teacher") else f"student, {arm.partition(' from ')[0]}" for arm in arms}
+    facts = {arm: {"who": who[arm], "teacher": trained[arm]} for arm in arms}
+    return Experiment(arms, claims, facts)
 
 
 EPOCHS, STEPS = "equal epochs", "equal steps"
@@ -304,9 +318,9 @@ def proportion(p):
             "steps": epochs * steps,
         }
 
-    for fires in _sweep(p, "sweep_p", (int, float), 0, 1):
-        add("p", fires, STEPS, fires=fires)  # p changes neither the inputs nor the steps of an epoch
     for schedule in (STEPS, EPOCHS):
+        for fires in _sweep(p, "sweep_p", (int, float), 0, 1):
+            add("p", fires, schedule, fires=fires)  # the same runs twice: p changes neither inputs nor steps
         for twins in _sweep(p, "sweep_r", int, 0, 16):
             add("r", twins, schedule, twins=max(1, twins), share=float(twins > 0))
         for share in _sweep(p, "sweep_q", (int, float), 0, 1):
@@ -320,7 +334,7 @@ SWEEPS = {"p": "probabilities p of the policy", "r": "numbers r of twins", "q": 
 def _suitable_ranges(p, facts):
     """(c) for every sweep with something inside it."""
     for sweep, what in SWEEPS.items():
-        for schedule in (STEPS, EPOCHS):
+        for schedule in (STEPS,) if sweep == "p" else (STEPS, EPOCHS):
             ladder = [arm for arm, fact in facts.items() if (fact["sweep"], fact["schedule"]) == (sweep, schedule)]
             if len(ladder) > 2:
                 at = "at equal epochs and steps" if sweep == "p" else f"at {schedule}"
@@ -335,11 +349,11 @@ def few_shot(p):
     """(d): KD without and with JDA on fractions of the training set and on a few images of each class.
 
     "equal epochs": the epochs are not rescaled, as the papers do, so fewer images also mean fewer steps. "equal steps": every
-    amount is trained for as many steps as `control_images` images are at equal epochs.
+    amount is trained for as many steps as the largest is.
     """
     teachers, amounts = _teachers(p), few_shot_amounts(p)
     batch = RECIPES[p["recipe"]]["batch"]
-    target = p["student_epochs"] * steps_an_epoch(p["control_images"], batch)
+    target = p["student_epochs"] * steps_an_epoch(amounts[-1], batch)
     arms, facts = {"teacher": teachers}, {}
     for schedule in (EPOCHS, STEPS):
         for n in amounts:
@@ -349,6 +363,8 @@ def few_shot(p):
                 name = f"{method}, {n} images, {schedule}"
                 arms[name] = _students(p, teachers, n_train=n, views=views, epochs=epochs)
                 facts[name] = {"method": method, "images": n, "schedule": schedule, "steps": epochs * steps}
+                if views != "none":
+                    facts[name]["baseline"] = f"KD, {n} images, {schedule}"
     return Experiment(arms, tuple(_few_shot_claims(p, amounts)), facts)
 
 
@@ -357,12 +373,11 @@ def few_shot_amounts(p):
     sizes, whole = sizes_of(p["data"]), _images(p)
     fractions = [round(f * whole) for f in _sweep(p, "fractions", (int, float), 0, 1)]
     counts = [k * sizes.classes for k in _sweep(p, "per_class", int, 1, whole // sizes.classes)]
-    for n in (*fractions, p["control_images"]):
-        if not sizes.classes <= n <= whole:
-            raise CcdError(
-                f"{n} training images (fractions {p['fractions']} of {whole}, control_images {p['control_images']}) leave some "
-                f"of the {sizes.classes} classes empty or are more than there are; allowed are {sizes.classes} to {whole}"
-            )
+    if fractions[0] < sizes.classes:
+        raise CcdError(
+            f"fractions holds {min(p['fractions'])}: {fractions[0]} of {whole} training images leave some of the {sizes.classes} "
+            f"classes empty; allowed are fractions from {sizes.classes / whole:g}"
+        )
     return sorted({*fractions, *counts})
 
 

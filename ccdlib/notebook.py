@@ -14,7 +14,7 @@ import yaml
 
 from ccdlib import paths, stats
 from ccdlib.data import source_of
-from ccdlib.experiments import experiment
+from ccdlib.experiments import experiment, jobs
 from ccdlib.paper import published
 from ccdlib.registry import CcdError, unknown
 from ccdlib.runs import best_device, hardware, provenance, source_hash, write_whole
@@ -313,6 +313,29 @@ def run_notebook(name, profile="smoke", files=(), given=()):
     defaults = profile_parameters(path, "smoke")
     target = paths.outputs() / label(path, profile, values) / f"{path.stem}.ipynb"
     return execute(path, target, {key: value for key, value in values.items() if value != defaults[key]})
+
+
+def plan(name, profile="smoke", files=(), given=()):
+    """The runs that a notebook asks for (see asked_for), as text: an arm a line, each run counted once."""
+    path, values = asked_for(name, profile, files, given)
+    planned = experiment(path.stem, values)
+    planned.check()
+    rows = planned.plan()
+    width = max(len(row["arm"]) for row in rows)
+    lines = [
+        f"{path.stem}, profile {profile}, {values['seeds']} seeds",
+        f"  {'':{width}}  runs  done  begun  missing   seconds",
+    ]
+    total = {key: sum(row[key] for row in rows) for key in rows[0] if key != "arm"} | {"arm": "all"}
+    for row in [*rows, total]:
+        missing = row["runs"] - row["done"]
+        took = f"{row['seconds']:.0f} spent" if row["done"] else ""
+        will = f"{row['expected']:.0f} expected" if missing else ""
+        counts = f"{row['runs']:4}  {row['done']:4}  {row['begun']:5}  {missing:7}"
+        lines.append(f"  {row['arm']:{width}}  {counts}   {', '.join(filter(None, (took, will)))}")
+    if total["expected"]:
+        lines.append(f"about {total['expected'] / jobs():.0f} s of training to go, {jobs()} at once")
+    return "\n".join(lines)
 
 
 def _absolute(data):

@@ -1,0 +1,54 @@
+"""What a teacher makes of augmented images: accuracy, entropy, agreement with itself, calibration."""
+
+import torch
+
+from ccdlib.losses import confidence
+from ccdlib.streams import stream
+from ccdlib.train import predict
+
+BINS = 15
+
+
+def calibration_error(probabilities, labels, bins=BINS):
+    """Expected calibration error in percent (Guo et al., ICML 2017): over equally wide bins of the largest probability, the
+    distance between accuracy and mean probability, weighed by how many images fall in. probabilities (N, C), labels (N,)."""
+    sure, said = probabilities.max(1)
+    right = (said == labels).double()
+    which = (sure * bins).long().clamp(max=bins - 1)  # (N,)
+    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, which, right - sure.double())
+    return 100 * (gap.abs().sum() / len(labels)).item()
+
+
+def teacher_views(teacher, data, policy, seed=0, ops=None):
+    """What `teacher` answers on the test images as they are, under ops of `policy` alone, and under all of it.
+
+    ops: their names, all effective ones when None. Every image gets the op, with a random sign where it has one. One dict each: "views", "accuracy" (%), "entropy" (nats, mean
+    over images), "agreement" (% of images where the most probable class is that of the original), "calibration" (expected
+    calibration error, %), and "weight" (CCD's mean weight 1 + cos).
+    """
+    images, labels = data.test_images, data.test_labels
+    draws = policy.draw(len(images), stream(seed, "policy"))
+    ops = dict.fromkeys(op for op, _ in policy.effective(data.channels)) if ops is None else ops
+    views = {"original": images} | {op: _alone(images, policy, op, draws) for op in ops}
+    views["JDA"] = policy.apply(images, draws)
+    before = predict(teacher, data, images)
+    rows = []
+    for name, changed in views.items():
+        logits = predict(teacher, data, changed)
+        p = logits.softmax(1)
+        rows.append(
+            {
+                "views": name,
+                "accuracy": 100 * (logits.argmax(1) == labels).double().mean().item(),
+                "entropy": -(p * p.clamp(min=1e-12).log()).sum(1).mean().item(),
+                "agreement": 100 * (logits.argmax(1) == before.argmax(1)).double().mean().item(),
+                "calibration": calibration_error(p, labels),
+                "weight": confidence(torch.cat([before, logits])).mean().item(),
+            }
+        )
+    return rows
+
+
+def _alone(images, policy, op, draws):
+    every = draws.fires.new_ones(draws.fires.shape)
+    return policy.only((op,)).apply(images, type(draws)(every, draws.signs))
