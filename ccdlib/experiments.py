@@ -287,7 +287,7 @@ def proportion(p):
     """(c): the policy's p, the twins of an image (r) and the share of images with twins (q), each swept.
 
     A step always sees as many network inputs as a step of KD + JDA. So more augmented views of an image make an epoch
-    longer, in steps; "equal epochs" leaves it so, "equal steps" gives every arm the same number of steps.
+    longer, in steps; "equal epochs" leaves it so, "equal steps" gives every arm the same number of steps, to a whole epoch.
     """
     teachers, n = _teachers(p), _images(p)
     policy = policy_named(p["policy"])
@@ -349,7 +349,7 @@ def few_shot(p):
     """(d): KD without and with JDA on fractions of the training set and on a few images of each class.
 
     "equal epochs": the epochs are not rescaled, as the papers do, so fewer images also mean fewer steps. "equal steps": every
-    amount is trained for as many steps as the largest is.
+    amount is trained for as many steps as the largest is, to a whole epoch.
     """
     teachers, amounts = _teachers(p), few_shot_amounts(p)
     batch = RECIPES[p["recipe"]]["batch"]
@@ -375,8 +375,8 @@ def few_shot_amounts(p):
     counts = [k * sizes.classes for k in _sweep(p, "per_class", int, 1, whole // sizes.classes)]
     if fractions[0] < sizes.classes:
         raise CcdError(
-            f"fractions holds {min(p['fractions'])}: {fractions[0]} of {whole} training images leave some of the {sizes.classes} "
-            f"classes empty; allowed are fractions from {sizes.classes / whole:g}"
+            f"fractions holds {min(p['fractions'])}: {fractions[0]} of {whole} training images leave some of the "
+            f"{sizes.classes} classes empty; allowed are fractions from {sizes.classes / whole:g}"
         )
     return sorted({*fractions, *counts})
 

@@ -22,9 +22,9 @@ def calibration_error(probabilities, labels, bins=BINS):
 def teacher_views(teacher, data, policy, seed=0, ops=None):
     """What `teacher` answers on the test images as they are, under ops of `policy` alone, and under all of it.
 
-    ops: their names, all effective ones when None. Every image gets the op, with a random sign where it has one. One dict each: "views", "accuracy" (%), "entropy" (nats, mean
-    over images), "agreement" (% of images where the most probable class is that of the original), "calibration" (expected
-    calibration error, %), and "weight" (CCD's mean weight 1 + cos).
+    ops: their names, all effective ones when None. Every image gets the op, with a random sign where it has one. Returns one
+    dict each: "views", "accuracy" (%), "entropy" (nats, mean over images), "agreement" (% of images where the most probable
+    class is that of the original), "calibration" (expected calibration error, %), "weight" (CCD's mean weight 1 + cos).
     """
     images, labels = data.test_images, data.test_labels
     draws = policy.draw(len(images), stream(seed, "policy"))

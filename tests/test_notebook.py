@@ -1,7 +1,6 @@
 """The notebook's Run, and the strict door: `ccd run`."""
 
 import json
-import math
 import shutil
 
 import nbformat
@@ -11,6 +10,7 @@ from click.testing import CliRunner
 
 from ccdlib import cli, notebook, paths, stats
 from ccdlib.config import RECIPES, RunConfig
+from ccdlib.experiments import Experiment
 from ccdlib.notebook import NotebookFailed, Run, label, parameters_of, profile_parameters, run_notebook
 from ccdlib.paper import published
 from ccdlib.registry import CcdError
@@ -24,10 +24,10 @@ CELLS = {
     "parameters": 'profile: str = "smoke"  # a name\nwords: str = "a"\nrate: float = 0.5\ncount: int = 2\nfail: bool = False',
     "work": "from ccdlib import Run, RunConfig, fit, plots\nrun = Run('99_small', profile, globals())\nprint(rate, count)",
     "train": "result = fit(RunConfig(n_train=20, epochs=1), show='epochs')",
-    "figure": "run.figure('one', plots.accuracies({'x': [result]}))",
+    "figure": "run.figure('one', plots.accuracies({'x': [result, result]}))",
     "maybe": "if fail:\n    raise RuntimeError('as asked')",
-    "save": "run.baseline = 'x'\n"
-    "run.rows = [{'arm': 'x', 'seeds': [0], 'mean': 1.0, 'std': None, 'difference': None}]\nrun.save()",
+    "rows": "run.rows = [{'arm': 'x', 'seeds': [0], 'mean': 1.0, 'std': 0.0, 'difference': None, 'baseline': None}]",
+    "save": "run.save()",
 }
 
 
@@ -78,10 +78,12 @@ def test_parameters_are_what_papermill_reads(path):
 
 def test_every_notebook_has_its_profiles_and_every_profile_its_notebook():
     stems = {path.stem for path in NOTEBOOKS}
-    for profile in ("lite", "paper"):
+    profiles = {folder.name for folder in paths.PARAMS.iterdir()}
+    assert profiles == {"lite", "paper", "paper_resnet56"}
+    for profile in profiles:
         assert {path.stem for path in (paths.PARAMS / profile).glob("*.yaml")} == stems
     for path in NOTEBOOKS:
-        for profile in ("lite", "paper"):
+        for profile in profiles:
             values = profile_parameters(path, profile)
             assert values["profile"] == profile
             assert values.keys() == parameters_of(path).keys()
@@ -260,28 +262,40 @@ def test_help_has_an_example():
 # ---------------------------------------------------------------- Run
 
 
-def test_run_needs_seeds_and_a_baseline(small):
-    with pytest.raises(CcdError, match="at least one seed"):
-        Run("99_small").table({"a": []}, baseline="a")
-    with pytest.raises(CcdError, match="unknown baseline arm 'b'"):
-        Run("99_small").table({"a": []}, baseline="b")
-
-
-def test_run_needs_paired_arms(small):
-    run, config = Run("99_small"), RunConfig(n_train=20, epochs=1)
-    one, other = fit(config), fit(config.model_copy(update={"seed": 1}))
-    with pytest.raises(CcdError, match="the arms are not paired"):
-        run.table({"a": [one], "b": [other]}, baseline="a")
-
-
-def test_run_keeps_checks_claims_and_table(small, outputs, capsys):
-    run, config = Run("99_small"), RunConfig(n_train=20, epochs=1)
-    results = {
+def small_results():
+    config = RunConfig(n_train=20, epochs=1)
+    return {
         arm: [fit(config.model_copy(update={"seed": s, "lr": lr})) for s in (0, 1)] for arm, lr in (("a", 0.05), ("b", 0.01))
     }
-    shown = run.table(results, baseline="a")
-    assert list(shown.index) == ["a", "b"]
-    run.claim("b beats a", better="b", baseline="a", least=2)
+
+
+def planned(run, results):
+    """A Run with an experiment of the given arms and one claim, as a notebook would have it."""
+    arms = {arm: [r.config for r in runs] for arm, runs in results.items()}
+    run.plan = Experiment(arms, (stats.more("(x)", "b beats a", "b", "a", least=2),))
+    return run
+
+
+def test_tables_need_their_baselines_and_paired_arms(small):
+    results = small_results()
+    run = Run("99_small")
+    for baseline in ("c", {"b": "c"}, {"c": "a"}):
+        with pytest.raises(CcdError, match="unknown baseline arm 'c'"):
+            run.table(results, baseline)
+    with pytest.raises(CcdError, match="the arms are not paired"):
+        run.table({"a": results["a"], "b": results["b"][::-1]}, baseline="a")
+
+
+def test_run_keeps_checks_claims_and_tables(small, outputs, capsys):
+    results = small_results()
+    run = planned(Run("99_small"), results)
+    declared = run.declared()
+    assert declared.loc["(x)", "statement"] == "b beats a"
+    assert declared.loc["(x)", "refuted when"] == "the 95 % interval lies wholly at or below 0"
+    assert list(run.table(results, baseline="a").index) == ["a", "b"]
+    assert "gain over its baseline" in run.table(results, baseline={"b": "a"}).columns
+    run.judge(results)
+    run.keep("answer", [1, 2])
     run.check("two is two", True)
     run.save()
     with pytest.raises(AssertionError, match="check failed: two is three"):
@@ -289,55 +303,22 @@ def test_run_keeps_checks_claims_and_table(small, outputs, capsys):
     saved = json.loads((outputs / "smoke" / "99_small" / "results.json").read_text())
     differences = [b.accuracy - a.accuracy for a, b in zip(results["a"], results["b"], strict=True)]
     assert saved["claims"][0]["estimate"] == pytest.approx(sum(differences) / 2)
+    assert saved["claims"][0]["per_seed"] == [pytest.approx(differences)]
     assert saved["claims"][0]["verdict"] in stats.VERDICTS
+    assert [row["baseline"] for row in saved["table"]] == [None, "a", None, "a"]
     assert saved["table"][1]["accuracies"] == [r.accuracy for r in results["b"]]
     assert saved["checks"] == ["two is two"]
+    assert saved["measured"] == {"answer": [1, 2]}
     assert saved["runs"]["a"] == [r.folder.name for r in results["a"]]
     assert "check: two is two" in capsys.readouterr().out
 
 
-# ---------------------------------------------------------------- stats
-
-
-def test_paired_interval_is_the_t_interval_of_the_differences():
-    a, b = [80.0, 82.0, 81.5, 79.0], [78.0, 81.0, 80.0, 79.5]
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    mean = sum(differences) / 4
-    deviation = math.sqrt(sum((d - mean) ** 2 for d in differences) / 3)
-    half = 3.182446 * deviation / 2  # the 97.5 % point of Student's t with 3 degrees of freedom, from a table
-    found = stats.paired(a, b)
-    assert found == pytest.approx((mean, mean - half, mean + half, 4))
-
-
-def test_95_percent_intervals_cover_about_95_percent():
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(2000):
-        found = stats.interval(rng.normal(0.7, 2.0, size=10))
-        hits += found.low <= 0.7 <= found.high
-    assert 0.935 < hits / 2000 < 0.965
-
-
-def test_verdicts():
-    def verdict(low, high, n=10, least=10):
-        return stats.verdict(stats.Interval((low + high) / 2, low, high, n), least)
-
-    assert verdict(0.1, 0.9) == "holds"
-    assert verdict(-0.9, -0.1) == "does not hold"
-    assert verdict(-0.5, 0.5) == "inconclusive"
-    assert verdict(0.1, 0.9, n=9).startswith("untested")
-    assert stats.verdict(stats.interval([1.0]), least=1).startswith("untested")
-
-
-def test_statistics_of_nothing():
-    with pytest.raises(CcdError, match="finite numbers"):
-        stats.interval([])
-    with pytest.raises(CcdError, match="finite numbers"):
-        stats.interval([1.0, float("nan")])
-    with pytest.raises(CcdError, match="are no pairs"):
-        stats.paired([1.0, 2.0], [1.0])
+def test_claims_come_before_results(small):
+    run = Run("99_small")
+    with pytest.raises(CcdError, match=r"call run.experiment\(\) before the training"):
+        run.judge({})
+    with pytest.raises(CcdError, match="nothing is planned yet"):
+        run.declared()
 
 
 # ---------------------------------------------------------------- published numbers
@@ -364,7 +345,9 @@ def test_published_numbers_stand_only_beside_the_papers_protocol():
         ("student_model", "resnet9", "unknown model 'resnet9'"),
         ("student_epochs", "0", "epochs = 0"),
         ("n_train", "5000", "5000 training images were asked for"),
-        ("seeds", "0", "at least one seed"),
+        ("seeds", "0", "without seeds has nothing to train"),
+        ("seeds", "1", "the claims rest on intervals over paired seeds, which one seed does not give"),
+        ("evaluations", "0", "evaluations = 0"),
         ("recipe", "x", "unknown recipe 'x'"),
         ("policy", "cifar", "unknown policy 'cifar'"),
     ],
@@ -384,27 +367,16 @@ def test_the_quickstart_on_two_classes_of_an_image_folder(tmp_path, outputs):
         place = tmp_path / ("train" if k < 24 else "val") / ("cat" if k % 2 else "dog")
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(place / f"{k}.png")
-    given = {"data": f"folder:{tmp_path}", **TINY, "n_train": 4, "seeds": 1}
+    given = {"data": f"folder:{tmp_path}", **TINY, "n_train": 4, "n_teacher": 0}
     executed = run_notebook("00_quickstart", given=[(name, str(value)) for name, value in given.items()])
     assert "2 classes; an image is (3, 32, 32)" in executed.read_text()
-
-
-def test_claims_need_three_seeds_in_the_paper_profile_and_ten_elsewhere(small, capsys):
-    run = Run("99_small")
-    run.rows = [{"arm": arm, "accuracies": values} for arm, values in {"a": [3.0, 4.0, 5.0], "b": [1.0, 2.1, 3.0]}.items()]
-    run.claim("a beats b", better="a", baseline="b")
-    run.profile = "paper"
-    run.claim("a beats b", better="a", baseline="b")
-    assert [claim["verdict"] for claim in run.claims] == ["untested (needs lite/paper)", "holds"]
-    with pytest.raises(CcdError, match="unknown arm 'c'"):
-        run.claim("a beats c", better="a", baseline="c")
 
 
 def test_the_quickstart_on_a_slice_of_real_cifar100(tmp_path, outputs, cifar100_slice):
     import numpy as np
 
     np.savez(tmp_path / "slice.npz", **cifar100_slice)
-    given = {"data": f"npz:{tmp_path / 'slice.npz'}", **TINY, "n_train": 200, "n_teacher": 0, "seeds": 1}
+    given = {"data": f"npz:{tmp_path / 'slice.npz'}", **TINY, "n_train": 200, "n_teacher": 0}
     executed = run_notebook("00_quickstart", given=[(name, str(value)) for name, value in given.items()])
     results = json.loads((executed.with_suffix("") / "results.json").read_text())
     assert [row["arm"] for row in results["table"]] == ["student alone", "KD", "KD + JDA", "CCD"]

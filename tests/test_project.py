@@ -1,5 +1,6 @@
 """The project's own promises: pins that agree, files that say what is true, commands that work where they are typed."""
 
+import ast
 import os
 import re
 import subprocess
@@ -137,9 +138,18 @@ def test_published_results_are_of_the_profile_they_name(results):
     assert results["provenance"]["git_dirty"] is False, "commit first, then publish"
 
 
+def lines_of_code(path):
+    """Lines that are not blank, no comment and no docstring."""
+    text = path.read_text()
+    lines = {k for k, line in enumerate(text.splitlines(), 1) if line.strip() and not line.strip().startswith("#")}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
 def test_the_library_stays_small():
-    lines = sum(len(path.read_text().splitlines()) for path in (ROOT / "ccdlib").rglob("*.py"))
-    assert lines < 3200
+    assert sum(map(lines_of_code, (ROOT / "ccdlib").rglob("*.py"))) < 3000
 
 
 def test_every_shaping_module_is_hashed():

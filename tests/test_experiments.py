@@ -1,0 +1,331 @@
+"""Experiments as data: which runs an analysis needs, that shared runs exist once, and what is refused before any training."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from ccdlib import cli, experiments, measure, paths, train
+from ccdlib.augment import POLICIES
+from ccdlib.config import RunConfig
+from ccdlib.data import load_data, sizes_of
+from ccdlib.experiments import EXPERIMENTS, Experiment, experiment
+from ccdlib.notebook import profile_parameters
+from ccdlib.registry import CcdError
+from ccdlib.stats import more
+from ccdlib.train import fit, folder_of, predict
+
+NOTEBOOKS = {path.stem: path for path in sorted(paths.NOTEBOOKS.glob("*.ipynb"))}
+PROFILES = ("smoke", *sorted(folder.name for folder in paths.PARAMS.iterdir()))
+SMALL = {"n_train": 20, "n_teacher": 30, "teacher_epochs": 1, "student_epochs": 1, "teacher_model": "resnet8"}
+
+
+def parameters(stem, profile="smoke", **change):
+    return profile_parameters(NOTEBOOKS[stem], profile) | change
+
+
+def folders(planned):
+    return set(planned.runs)
+
+
+# ---------------------------------------------------------------- the lists
+
+
+def test_every_notebook_has_an_experiment_and_every_experiment_its_notebook():
+    assert EXPERIMENTS.keys() == NOTEBOOKS.keys()
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("stem", NOTEBOOKS)
+def test_every_profile_describes_its_runs_without_its_data(stem, profile):
+    """All arms are paired, all claims are about arms that are there; RunConfig checks the rest."""
+    asked = parameters(stem, profile)
+    planned = experiment(stem, asked)
+    assert all(len(configs) == asked["seeds"] for configs in planned.arms.values())
+    least = 3 if profile.startswith("paper") else 10
+    assert {claim.least for claim in planned.claims} == {least}
+    assert (asked["seeds"] >= least) == (profile != "smoke"), "smoke is never a verdict, the others always"
+    if profile.startswith("paper"):
+        teacher, student = planned.arms["teacher"][0], next(c[0] for a, c in planned.arms.items() if a.startswith(("KD", "p ")))
+        assert (teacher.data, teacher.epochs, teacher.lr, teacher.weight_decay, teacher.batch) == (
+            "cifar100",
+            240,
+            0.1,
+            5e-4,
+            128,
+        )
+        assert (student.lr, student.weight_decay) == (0.1, 1e-4)
+
+
+def test_the_arms_of_01():
+    arms = experiment("01_joint_augmentation", parameters("01_joint_augmentation", "lite")).arms
+    views = {arm: configs[0].views for arm, configs in arms.items()}
+    assert views["KD, not cropped"] == "raw"
+    assert views["KD + crop and flip"] == "base"
+    assert views["KD + rotation"] == "rotation"
+    # posterize 0 and shearY 0 change nothing, color nothing that is grey.
+    assert sum(arm.startswith("only") for arm in arms) == sum(arm.startswith("without") for arm in arms) == 11
+    assert arms["only invert"][0].ops == ("invert",)
+    assert arms["only invert"][0].p == 1.0
+    assert "invert" not in arms["without invert"][0].ops
+    assert len(arms["without invert"][0].ops) == 13
+    colour = experiment("01_joint_augmentation", parameters("01_joint_augmentation", "paper")).arms
+    assert "only color" in colour
+
+
+def test_the_arms_of_03_have_the_inputs_and_steps_they_say():
+    asked = parameters("03_proportion", "lite")
+    planned = experiment("03_proportion", asked)
+    seen = 0
+    for arm, fact in planned.facts.items():
+        config = planned.arms[arm][0]
+        steps = config.epochs * train.steps_an_epoch(asked["n_train"], config.batch)
+        assert fact["steps"] == steps
+        if fact["schedule"] == "equal steps":
+            assert abs(steps - 200) <= steps / config.epochs / 2, "to the nearest whole epoch"
+            seen += 1
+        else:
+            assert config.epochs == asked["student_epochs"]
+        assert 44 <= config.batch * config.views_per_image <= 51, "a step sees about 50 inputs"
+    assert seen == 6 + 4 + 5
+    facts = planned.facts
+    assert facts["r 2, equal steps"]["expected_ops"] == pytest.approx(2 / 3 * 11 * 0.3)
+    assert facts["q 0.5, equal steps"]["expected_ops"] == pytest.approx(1 / 3 * 11 * 0.3)
+    assert facts["r 1, equal steps"]["p_no_op"] == pytest.approx(0.5 + 0.5 * 0.7**11)
+    assert facts["q 0, equal steps"]["p_no_op"] == facts["r 0, equal steps"]["p_no_op"] == 1.0
+    assert facts["p 0, equal steps"]["p_no_op"] == 1.0
+    assert planned.arms["p 0.3, equal steps"] == [c.model_copy(update={"p": 0.3}) for c in planned.arms["r 1, equal steps"]]
+
+
+def test_the_arms_of_04():
+    asked = parameters("04_few_shot", "lite")
+    planned = experiment("04_few_shot", asked)
+    assert experiments.few_shot_amounts(asked) == [50, 100, 150, 200]
+    steps = {(f["images"], f["schedule"]): f["steps"] for f in planned.facts.values()}
+    assert [steps[n, "equal epochs"] for n in (50, 100, 150, 200)] == [200, 400, 600, 800]
+    assert {steps[n, "equal steps"] for n in (50, 100, 150, 200)} <= {798, 800}
+    slopes = planned.claims[1].estimand.weights
+    assert sum(slopes.values()) == pytest.approx(0)
+    assert planned.facts["KD + JDA, 50 images, equal steps"]["baseline"] == "KD, 50 images, equal steps"
+
+
+def test_a_run_that_two_notebooks_share_exists_once():
+    lite = {stem: folders(experiment(stem, parameters(stem, "lite"))) for stem in NOTEBOOKS}
+    first = experiment("00_quickstart", parameters("00_quickstart", "lite")).arms
+    shared = {folder_of(c).path.name for arm in ("teacher", "KD", "KD + JDA") for c in first[arm]}
+    assert shared == lite["00_quickstart"] & lite["01_joint_augmentation"]
+    assert shared <= lite["04_few_shot"]
+    assert {folder_of(c).path.name for c in first["teacher"]} <= lite["03_proportion"]
+
+
+def test_sizes_are_known_before_the_images():
+    data = load_data("digits")
+    assert sizes_of("digits") == (data.classes, data.channels, len(data.train_labels)) == (10, 1, 1000)
+    assert sizes_of("cifar100") == (100, 3, 50000)
+    assert sizes_of("cifar10") == (10, 3, 50000)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("stem", "change", "message"),
+    [
+        ("00_quickstart", {"seeds": 0}, "without seeds has nothing to train"),
+        ("00_quickstart", {"seeds": 1}, "seeds = 1: the claims rest on intervals"),
+        ("01_joint_augmentation", {"ops": ["invert", "invert"]}, "name each op once"),
+        ("01_joint_augmentation", {"ops": ["color"]}, "'color', which changes nothing here"),
+        ("01_joint_augmentation", {"ops": ["cutout"]}, "ops holds 'cutout'.*allowed: autocontrast, contrast"),
+        ("01_joint_augmentation", {"single_p": 1.5}, "p = 1.5"),
+        ("02_augmented_teacher", {"margin": 0.0}, "needs a margin above 0"),
+        ("03_proportion", {"sweep_p": [0, 0.3, 0.3]}, "take out the duplicates"),
+        ("03_proportion", {"sweep_p": [0, 0.3, 1.3]}, "sweep_p holds 1.3; allowed are numbers from 0 to 1"),
+        ("03_proportion", {"sweep_p": [-0.1, 0.3]}, "sweep_p holds -0.1"),
+        ("03_proportion", {"sweep_p": [0.3]}, "at least two values"),
+        ("03_proportion", {"sweep_r": [0, 1.5]}, "sweep_r holds 1.5; allowed are whole numbers"),
+        ("03_proportion", {"sweep_r": [0, -1]}, "sweep_r holds -1"),
+        ("03_proportion", {"sweep_q": [0, "half"]}, "sweep_q holds 'half'"),
+        ("03_proportion", {"sweep_q": [0, 1, 1.0]}, "take out the duplicates"),
+        ("04_few_shot", {"fractions": [0.01, 1.0]}, "leave some of the 10 classes empty; allowed are fractions from 0.1"),
+        ("04_few_shot", {"fractions": [0.5, 1.5]}, "fractions holds 1.5"),
+        ("04_few_shot", {"fractions": [0.5, 0.5]}, "take out the duplicates"),
+        ("04_few_shot", {"per_class": [0, 5]}, "per_class holds 0; allowed are whole numbers from 1 to 10"),
+        ("04_few_shot", {"per_class": [5, 5]}, "take out the duplicates"),
+        ("04_few_shot", {"per_class": [5, 200]}, "per_class holds 200"),
+    ],
+)
+def test_mistakes_are_refused_before_any_training(outputs, stem, change, message):
+    with pytest.raises(CcdError, match=message):
+        experiment(stem, parameters(stem, **change))
+    assert not outputs.exists()
+
+
+def test_arms_that_are_not_paired_and_claims_about_nothing():
+    runs = [RunConfig(seed=s) for s in (0, 1, 2)]
+    with pytest.raises(CcdError, match="the arms are not paired.*'b': \\[0, 2\\]"):
+        Experiment({"a": runs[:2], "b": [runs[0], runs[2]]}, ())
+    with pytest.raises(CcdError, match="the arms are not paired"):
+        Experiment({"a": runs[:2], "b": runs[:2][::-1]}, ())
+    with pytest.raises(CcdError, match="the arms are not paired"):
+        Experiment({"a": [runs[0]] * 2}, ())
+    with pytest.raises(CcdError, match="without seeds"):
+        Experiment({}, ())
+    with pytest.raises(CcdError, match="unknown arm of claim 'c wins' 'c'"):
+        Experiment({"a": runs}, (more("x", "c wins", "c", "a"),))
+
+
+# ---------------------------------------------------------------- training and planning
+
+
+def tiny(**change):
+    return experiment("00_quickstart", parameters("00_quickstart", **SMALL | {"student_model": "resnet8"} | change))
+
+
+@pytest.mark.parametrize("side_by_side", [1, 2])
+def test_training_trains_what_is_missing_and_reads_the_rest(monkeypatch, capsys, outputs, side_by_side):
+    monkeypatch.setenv("CCD_JOBS", str(side_by_side))
+    planned = tiny()
+    alone = fit(planned.arms["KD"][0], show="none")
+    results = planned.train()
+    assert {arm: [r.config for r in runs] for arm, runs in results.items()} == planned.arms
+    assert results["KD"][0].accuracy == alone.accuracy
+    assert len(list((outputs / "runs").glob("*/metrics.json"))) == len(planned.runs) == 10
+    said = capsys.readouterr().out
+    assert said.count(" % on average of 2 seeds") == 5
+    monkeypatch.setattr(train, "_train", lambda *args: pytest.fail("something was trained again"))
+    monkeypatch.setattr(experiments, "_fit_in_worker", lambda *args: pytest.fail("a worker was asked to train again"))
+    again = planned.train()
+    assert capsys.readouterr().out == said
+    assert [r.accuracy for r in again["CCD"]] == [r.accuracy for r in results["CCD"]]
+
+
+def test_side_by_side_gives_the_same_bits_as_one_after_another(monkeypatch, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what a worker has
+    try:
+        weights = []
+        for side_by_side in (1, 2):
+            monkeypatch.setenv("CCD_JOBS", str(side_by_side))
+            monkeypatch.setenv("CCD_OUTPUTS", str(tmp_path / str(side_by_side)))
+            results = tiny(student_epochs=2).train()
+            weights.append([(run.folder / "weights.safetensors").read_bytes() for runs in results.values() for run in runs])
+        assert weights[0] == weights[1]
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("jobs", ["0", "two", "-1"])
+def test_a_wrong_number_of_jobs(monkeypatch, jobs):
+    monkeypatch.setenv("CCD_JOBS", jobs)
+    with pytest.raises(CcdError, match="CCD_JOBS = .*whole numbers from 1"):
+        experiments.jobs()
+
+
+def test_a_failing_run_is_named_and_the_others_are_kept(monkeypatch, outputs):
+    monkeypatch.setenv("CCD_JOBS", "1")
+    planned = tiny()
+    broken = [c.model_copy(update={"lr": 1e30, "epochs": 3}) for c in planned.arms["CCD"]]
+    with pytest.raises(CcdError, match="not finite numbers|not a finite number"):
+        Experiment(planned.arms | {"CCD": broken}, planned.claims).train()
+    assert len(list((outputs / "runs").glob("*/metrics.json"))) == 8
+
+
+TRAIN = """
+import sys, json
+from ccdlib.experiments import experiment
+experiment("00_quickstart", json.loads(sys.argv[1])).train()
+"""
+
+
+def test_a_killed_notebook_loses_no_finished_run(outputs, monkeypatch):
+    import json
+
+    asked = parameters("00_quickstart", **SMALL | {"student_model": "resnet8", "student_epochs": 3})
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRAIN, json.dumps(asked)], env=os.environ | {"CCD_JOBS": "1"}, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while len(done := list((outputs / "runs").glob("*/metrics.json"))) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {file: file.stat().st_mtime_ns for file in done}
+    monkeypatch.setenv("CCD_JOBS", "1")
+    experiment("00_quickstart", asked).train()
+    assert {file: file.stat().st_mtime_ns for file in done} == before
+    assert len(list((outputs / "runs").glob("*/metrics.json"))) == 10
+
+
+def test_the_plan_counts_each_run_once_and_expects_seconds():
+    planned = tiny()
+    rows = {row["arm"]: row for row in planned.plan()}
+    assert {arm: row["runs"] for arm, row in rows.items()} == dict.fromkeys(planned.arms, 2)
+    assert all(row["expected"] > 0 and row["done"] == 0 for row in rows.values())
+    longer = {row["arm"]: row["expected"] for row in tiny(student_epochs=100).plan()}
+    assert longer["KD"] > 10 * rows["KD"]["expected"]
+    planned.train()
+    after = planned.plan()
+    assert all(row["done"] == 2 and row["expected"] == 0 and row["seconds"] > 0 for row in after)
+
+
+def test_ccd_plan_prints_what_is_done_and_what_is_missing(outputs):
+    given = [part for name, value in SMALL.items() for part in ("-p", name, str(value))]
+    said = CliRunner().invoke(cli.cli, ["plan", "00_quickstart", *given], catch_exceptions=False)
+    assert said.exit_code == 0
+    lines = said.output.splitlines()
+    assert lines[0] == "00_quickstart, profile smoke, 2 seeds"
+    assert lines[-2].split()[:5] == ["all", "10", "0", "0", "10"]
+    assert lines[-1].startswith("about ")
+    assert not outputs.exists()
+    fit(tiny().arms["teacher"][0])
+    said = CliRunner().invoke(cli.cli, ["plan", "00_quickstart", *given], catch_exceptions=False).output
+    assert said.splitlines()[2].split()[:5] == ["teacher", "2", "1", "0", "1"]
+    assert "Example: ccd plan" in CliRunner().invoke(cli.cli, ["plan", "--help"]).output
+
+
+def test_rows_for_figures_have_accuracy_facts_and_paired_gains(monkeypatch):
+    monkeypatch.setenv("CCD_JOBS", "1")
+    asked = parameters("04_few_shot", **SMALL, fractions=[0.5, 1.0], per_class=[1, 2])
+    planned = experiment("04_few_shot", asked)
+    results = planned.train()
+    rows = planned.rows(results)
+    assert len(rows) == 2 * len(planned.facts) == 16
+    gained = [row for row in rows if "gain" in row]
+    assert {row["method"] for row in gained} == {"KD + JDA"}
+    for row in gained:
+        base = results[row["baseline"]][row["seed"]]
+        assert row["gain"] == row["accuracy"] - base.accuracy
+
+
+# ---------------------------------------------------------------- what a teacher makes of views
+
+
+def test_calibration_error_by_hand():
+    p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.4, 0.6]])
+    labels = torch.tensor([0, 1, 1, 1])
+    # Sure 0.9, right half the time: 0.4 apart; sure 0.6, always right: 0.4 apart.
+    assert measure.calibration_error(p, labels) == pytest.approx(40.0, abs=1e-4)
+    assert measure.calibration_error(torch.eye(2), torch.tensor([0, 1])) == 0.0
+    mixed = torch.tensor([[0.75, 0.25]] * 4)
+    assert measure.calibration_error(mixed, torch.tensor([0, 0, 0, 1])) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_what_a_teacher_makes_of_views():
+    data, policy = load_data("digits"), POLICIES["cifar100"]
+    teacher = fit(RunConfig(model="resnet8", n_train=100, epochs=20, batch=20, eval_every=20)).model()
+    rows = {row["views"]: row for row in measure.teacher_views(teacher, data, policy)}
+    assert list(rows) == ["original", *dict.fromkeys(op for op, _ in policy.effective(1)), "JDA"]
+    assert rows["original"]["agreement"] == 100
+    assert rows["original"]["weight"] == pytest.approx(2.0, abs=1e-5)
+    assert rows["invert"]["accuracy"] < rows["JDA"]["accuracy"] < rows["original"]["accuracy"]
+    inverted = predict(teacher, data, 255 - data.test_images)
+    assert rows["invert"]["accuracy"] == pytest.approx(100 * (inverted.argmax(1) == data.test_labels).double().mean().item())
+    p = inverted.double().softmax(1)
+    assert rows["invert"]["entropy"] == pytest.approx(-(p * p.log()).sum(1).mean().item(), rel=1e-4)
+    assert [row["views"] for row in measure.teacher_views(teacher, data, policy, ops=())] == ["original", "JDA"]
