@@ -7,12 +7,14 @@ The words of the kit:
     logits, temperature what a network says before softmax, and what softens it
     CCD                 Cosine Confidence Distillation: KD whose augmented views are weighed by the teacher's agreement
     run                 one network trained once; the run store keeps it
+    arm, experiment     the runs that differ in nothing but the seed; all arms of an analysis, and what is claimed of them
     recipe, profile     settings of a training; settings of a notebook (smoke, lite, paper)
 """
 
 from ccdlib.augment import OPS, POLICIES, Policy, apply_op
 from ccdlib.config import RECIPES, Checkpoint, RunConfig
 from ccdlib.data import DATASETS, Data, load_data
+from ccdlib.experiments import EXPERIMENTS, Experiment, experiment
 from ccdlib.losses import LOSSES, WEIGHTS, confidence
 from ccdlib.models import MODELS, Output, build
 from ccdlib.notebook import Run
@@ -22,6 +24,7 @@ from ccdlib.train import Diverged, Result, check, evaluate, fit, predict
 
 __all__ = [
     "DATASETS",
+    "EXPERIMENTS",
     "LOSSES",
     "MODELS",
     "OPS",
@@ -33,6 +36,7 @@ __all__ = [
     "DamagedRun",
     "Data",
     "Diverged",
+    "Experiment",
     "Output",
     "Policy",
     "Result",
@@ -44,6 +48,7 @@ __all__ = [
     "check",
     "confidence",
     "evaluate",
+    "experiment",
     "fit",
     "load_data",
     "predict",
