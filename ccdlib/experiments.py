@@ -5,8 +5,12 @@ list is the same run, because it is described the same.
 """
 
 import os
+import sys
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from loky import ProcessPoolExecutor
 
 from ccdlib.augment import policy_named
 from ccdlib.config import RECIPES, RunConfig
@@ -68,11 +72,12 @@ class Experiment:
         """
         self.check()
         results, width = {}, max(map(len, self.arms))
-        for arm, configs in self.arms.items():
-            _fit_side_by_side(configs)
-            results[arm] = [fit(config, show="none") for config in configs]
-            accuracies = [result.accuracy for result in results[arm]]
-            print(f"{arm:{width}}  {sum(accuracies) / len(accuracies):.1f} % on average of {len(accuracies)} seeds", flush=True)
+        with _side_by_side() as fit_all:
+            for arm, configs in self.arms.items():
+                fit_all(configs)
+                results[arm] = [fit(config, show="none") for config in configs]
+                mean = sum(result.accuracy for result in results[arm]) / len(configs)
+                print(f"{arm:{width}}  {mean:.1f} % on average of {len(configs)} seeds", flush=True)
         return results
 
     def rows(self, results):
@@ -128,23 +133,32 @@ def jobs():
     return int(given)
 
 
-def _fit_side_by_side(configs):
-    """Train those of `configs` that are not finished, teachers first, each in a process of its own."""
-    if jobs() == 1:
-        return  # fit() in this process does it all
-    import joblib
+@contextmanager
+def _side_by_side():
+    """A function that trains those of a list of configurations that are not finished, teachers first, in worker processes.
 
-    teachers = [config.teacher for config in configs if isinstance(config.teacher, RunConfig)]
-    for wave in (teachers, configs):
-        missing = [config for config in wave if not folder_of(config).finished]
-        if len(missing) > 1:
-            with joblib.parallel_config("loky", n_jobs=jobs(), inner_max_num_threads=1):
-                joblib.Parallel()(joblib.delayed(_fit_in_worker)(config, dict(os.environ)) for config in missing)
+    Workers start when there is something to do for two of them, and end with the context, whatever ends it.
+    """
+    pool = None
+
+    def fit_all(configs):
+        nonlocal pool
+        teachers = [config.teacher for config in configs if isinstance(config.teacher, RunConfig)]
+        for wave in (teachers, configs):
+            missing = [config for config in wave if not folder_of(config).finished]
+            if len(missing) > 1 and jobs() > 1:
+                # Workers that wait for a minute end by themselves, also when this process was killed.
+                pool = pool or ProcessPoolExecutor(jobs(), timeout=60, env={"OMP_NUM_THREADS": "1"})
+                list(pool.map(_fit_in_worker, missing))
+
+    try:
+        yield fit_all
+    finally:
+        if pool:
+            pool.shutdown(wait=True, kill_workers=sys.exc_info()[0] is not None)
 
 
-def _fit_in_worker(config, environment):
-    # A worker lives longer than one call, and the caller may have named another folder since it started.
-    os.environ |= {name: value for name, value in environment.items() if name.startswith("CCD_")}
+def _fit_in_worker(config):
     fit(config, show="none")
 
 
@@ -157,13 +171,16 @@ def experiment(stem, parameters):
 
 
 def _timing(p, epochs):
+    if p["evaluations"] < 1:
+        raise CcdError(f"evaluations = {p['evaluations']}: the last epoch is always evaluated; give 1 or more")
     return {"epochs": epochs, "eval_every": max(1, epochs // p["evaluations"])}
 
 
 def _teachers(p, /, **what):
     """The teacher of every seed, with plain cross entropy unless `what` says more."""
     base = {"data": p["data"], "n_train": p["n_teacher"] or None, "model": p["teacher_model"]}
-    base |= RECIPES[f"{p['recipe']}_teacher"] | _timing(p, p["teacher_epochs"]) | what
+    recipe = RECIPES[p["recipe"]] and RECIPES[f"{p['recipe']}_teacher"]  # the name that was given is the one to complain about
+    base |= recipe | _timing(p, p["teacher_epochs"]) | what
     return [RunConfig(**base, seed=s, subset_seed=s) for s in range(p["seeds"])]
 
 

@@ -347,7 +347,7 @@ def test_published_numbers_stand_only_beside_the_papers_protocol():
         ("n_train", "5000", "5000 training images were asked for"),
         ("seeds", "0", "without seeds has nothing to train"),
         ("seeds", "1", "the claims rest on intervals over paired seeds, which one seed does not give"),
-        ("evaluations", "0", "evaluations = 0"),
+        ("evaluations", "0", "evaluations = 0: the last epoch is always evaluated"),
         ("recipe", "x", "unknown recipe 'x'"),
         ("policy", "cifar", "unknown policy 'cifar'"),
     ],
@@ -379,7 +379,7 @@ def test_the_quickstart_on_a_slice_of_real_cifar100(tmp_path, outputs, cifar100_
     given = {"data": f"npz:{tmp_path / 'slice.npz'}", **TINY, "n_train": 200, "n_teacher": 0}
     executed = run_notebook("00_quickstart", given=[(name, str(value)) for name, value in given.items()])
     results = json.loads((executed.with_suffix("") / "results.json").read_text())
-    assert [row["arm"] for row in results["table"]] == ["student alone", "KD", "KD + JDA", "CCD"]
+    assert [row["arm"] for row in results["table"]] == ["teacher", "student alone", "KD", "KD + JDA", "CCD"]
     assert all(claim["verdict"].startswith("untested") for claim in results["claims"])
     text = json.dumps(nbformat.read(executed, as_version=4))
     assert "100 classes; an image is (3, 32, 32)" in text
