@@ -97,10 +97,9 @@ class Experiment:
         seconds: spent on those that are done. expected: for the others, from a few steps of each kind timed here.
         """
         rows, paces = {}, {}
-        for name, (arm, config) in self.runs.items():
+        for arm, config in self.runs.values():
             row = rows.setdefault(arm, {"arm": arm, "runs": 0, "done": 0, "begun": 0, "seconds": 0.0, "expected": 0.0})
             folder = folder_of(config)
-            assert folder.path.name == name
             row["runs"] += 1
             if folder.finished:
                 row["done"] += 1
@@ -378,7 +377,8 @@ def few_shot(p):
             epochs = p["student_epochs"] if schedule == EPOCHS else max(1, round(target / steps))
             for method, views in (("KD", "none"), ("KD + JDA", p["policy"])):
                 name = f"{method}, {n} images, {schedule}"
-                arms[name] = _students(p, teachers, n_train=n, views=views, epochs=epochs)
+                every = n == sizes_of(p["data"]).images  # described as the other notebooks do, so that it is the same run
+                arms[name] = _students(p, teachers, n_train=None if every else n, views=views, epochs=epochs)
                 facts[name] = {"method": method, "images": n, "schedule": schedule, "steps": epochs * steps}
                 if views != "none":
                     facts[name]["baseline"] = f"KD, {n} images, {schedule}"

@@ -201,26 +201,26 @@ class Claim:
         return "holds" if all(self.low < found.low and found.high < self.high for found in intervals) else "inconclusive"
 
 
-def more(finding, statement, better, baseline, margin=0.0, **more):
+def more(finding, statement, better, baseline, margin=0.0, **options):
     """The claim that arm `better` is more accurate than arm `baseline`, by more than `margin` points."""
     words = f"accuracy({better}) - accuracy({baseline})"
-    return Claim(finding, statement, words, Contrast({better: 1, baseline: -1}), low=margin, **more)
+    return Claim(finding, statement, words, Contrast({better: 1, baseline: -1}), low=margin, **options)
 
 
-def no_better(finding, statement, arm, baseline, margin, **more):
+def no_better(finding, statement, arm, baseline, margin, **options):
     """The claim that `arm` is not better than `baseline` by as much as `margin` points (it may be worse)."""
     words = f"accuracy({arm}) - accuracy({baseline})"
-    return Claim(finding, statement, words, Contrast({arm: 1, baseline: -1}), -INFINITY, _positive(margin), **more)
+    return Claim(finding, statement, words, Contrast({arm: 1, baseline: -1}), -INFINITY, _positive(margin), **options)
 
 
-def equivalent(finding, statement, arm, baseline, margin, **more):
+def equivalent(finding, statement, arm, baseline, margin, **options):
     """The claim that `arm` and `baseline` differ by less than `margin` points, either way (two one-sided tests).
 
     On the 95 % interval, so with 2.5 % error on each side where the usual equivalence test allows 5 %.
     """
     words = f"accuracy({arm}) - accuracy({baseline})"
     margin = _positive(margin)
-    return Claim(finding, statement, words, Contrast({arm: 1, baseline: -1}), -margin, margin, **more)
+    return Claim(finding, statement, words, Contrast({arm: 1, baseline: -1}), -margin, margin, **options)
 
 
 def _positive(margin):

@@ -121,6 +121,11 @@ def test_a_run_that_two_notebooks_share_exists_once():
     assert shared == lite["00_quickstart"] & lite["01_joint_augmentation"]
     assert shared <= lite["04_few_shot"]
     assert {folder_of(c).path.name for c in first["teacher"]} <= lite["03_proportion"]
+    paper = {stem: experiment(stem, parameters(stem, "paper")).arms for stem in NOTEBOOKS}
+    assert paper["04_few_shot"]["KD + JDA, 50000 images, equal epochs"] == paper["00_quickstart"]["KD + JDA"]
+    assert paper["03_proportion"]["r 1, equal epochs"] == [
+        c.model_copy(update={"p": 0.3}) for c in paper["00_quickstart"]["KD + JDA"]
+    ]
 
 
 def test_sizes_are_known_before_the_images():
@@ -226,8 +231,9 @@ def test_a_wrong_number_of_jobs(monkeypatch, jobs):
         experiments.jobs()
 
 
-def test_a_failing_run_is_named_and_the_others_are_kept(monkeypatch, outputs):
-    monkeypatch.setenv("CCD_JOBS", "1")
+@pytest.mark.parametrize("side_by_side", ["1", "2"])
+def test_a_failing_run_is_named_and_the_others_are_kept(monkeypatch, outputs, side_by_side):
+    monkeypatch.setenv("CCD_JOBS", side_by_side)
     planned = tiny()
     broken = [c.model_copy(update={"lr": 1e30, "epochs": 3}) for c in planned.arms["CCD"]]
     with pytest.raises(CcdError, match="not finite numbers|not a finite number"):

@@ -334,6 +334,10 @@ def test_published_numbers_stand_only_beside_the_papers_protocol():
         assert published(RunConfig(**paper | kd | change)) is None
     ccd = {"method": "ccd", "views": "cifar100"}
     assert published(RunConfig(**paper | kd | ccd)) is None
+    few = kd | {"model": "resnet20", "teacher": RunConfig(**paper, model="resnet56")}
+    assert published(RunConfig(**paper | few, n_train=25000)) == 68.61
+    assert published(RunConfig(**paper | few, n_train=25000, views="cifar100")) is None
+    assert published(RunConfig(**paper | few, n_train=5000)) is None
 
 
 # ---------------------------------------------------------------- real colour images
