@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 
 from loky import ProcessPoolExecutor
 
@@ -107,8 +108,8 @@ class Experiment:
                 continue
             row["begun"] += folder.file("resume.pt").exists()
             kind = _kind(config)
-            paces[kind] = paces.get(kind) or pace(config)
-            row["expected"] += paces[kind](config)
+            paces[kind] = paces.get(kind) or [pace(config) for _ in range(3)]
+            row["expected"] += median(seconds(config) for seconds in paces[kind])
         return list(rows.values())
 
 
