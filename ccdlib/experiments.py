@@ -57,7 +57,7 @@ class Experiment:
         for arm, configs in self.arms.items():
             for config in configs:
                 if isinstance(config.teacher, RunConfig):
-                    found.setdefault(folder_of(config.teacher).path.name, ("teacher", config.teacher))
+                    found.setdefault(folder_of(config.teacher).path.name, (arm, config.teacher))
                 found.setdefault(folder_of(config).path.name, (arm, config))
         return found
 
@@ -93,20 +93,25 @@ class Experiment:
         return rows
 
     def plan(self):
-        """One row an arm, each run counted once: {"arm", "runs", "done", "begun", "seconds", "expected"}.
+        """One row an arm, each run counted once: {"arm", "runs", "done", "begun", "missing" (seeds), "seconds", "expected"}.
 
-        seconds: spent on those that are done. expected: for the others, from a few steps of each kind timed here.
+        A run that an earlier arm needs is counted there. seconds: spent on those that are done. expected: for the others, from
+        a few steps of each kind timed here.
         """
-        rows, paces = {}, {}
+        rows = {
+            arm: {"arm": arm, "runs": 0, "done": 0, "begun": 0, "missing": [], "seconds": 0.0, "expected": 0.0}
+            for arm in self.arms
+        }
+        paces = {}
         for arm, config in self.runs.values():
-            row = rows.setdefault(arm, {"arm": arm, "runs": 0, "done": 0, "begun": 0, "seconds": 0.0, "expected": 0.0})
-            folder = folder_of(config)
+            row, folder = rows[arm], folder_of(config)
             row["runs"] += 1
             if folder.finished:
                 row["done"] += 1
                 row["seconds"] += folder.metrics["seconds"]
                 continue
             row["begun"] += folder.file("resume.pt").exists()
+            row["missing"].append(config.seed)
             kind = _kind(config)
             paces[kind] = paces.get(kind) or [pace(config) for _ in range(3)]
             row["expected"] += median(seconds(config) for seconds in paces[kind])
@@ -137,7 +142,7 @@ def jobs():
 def _side_by_side():
     """A function that trains those of a list of configurations that are not finished, teachers first, in worker processes.
 
-    Workers start when there is something to do for two of them, and end with the context, whatever ends it.
+    Workers start when there is something to do, and end with the context, whatever ends it.
     """
     pool = None
 
@@ -146,7 +151,7 @@ def _side_by_side():
         teachers = [config.teacher for config in configs if isinstance(config.teacher, RunConfig)]
         for wave in (teachers, configs):
             missing = [config for config in wave if not folder_of(config).finished]
-            if len(missing) > 1 and jobs() > 1:
+            if missing and jobs() > 1:
                 # Workers that wait for a minute end by themselves, also when this process was killed.
                 pool = pool or ProcessPoolExecutor(jobs(), timeout=60, env={"OMP_NUM_THREADS": "1"})
                 list(pool.map(_fit_in_worker, missing))
@@ -208,8 +213,14 @@ def _sweep(p, name, kind, low, high):
 
 
 def _images(p):
-    """How many training images the students have."""
-    return p["n_train"] or sizes_of(p["data"]).images
+    """How many training images the students have; CcdError for a number that leaves a class empty, or is not there."""
+    sizes = sizes_of(p["data"])
+    n = p["n_train"] or sizes.images
+    if not sizes.classes <= n <= sizes.images:
+        raise CcdError(
+            f"n_train = {n}: allowed are {sizes.classes} training images (one of each class) to {sizes.images}, or 0 for all"
+        )
+    return n
 
 
 # ---------------------------------------------------------------- the analyses
@@ -303,8 +314,9 @@ EPOCHS, STEPS = "equal epochs", "equal steps"
 def proportion(p):
     """(c): the policy's p, the twins of an image (r) and the share of images with twins (q), each swept.
 
-    A step always sees as many network inputs as a step of KD + JDA. So more augmented views of an image make an epoch
-    longer, in steps; "equal epochs" leaves it so, "equal steps" gives every arm the same number of steps, to a whole epoch.
+    A step sees about as many network inputs as a step of KD + JDA, as near as whole batches come. So more augmented views of
+    an image make an epoch longer, in steps; "equal epochs" leaves it so, "equal steps" gives every arm the same number of
+    steps, to a whole epoch.
     """
     teachers, n = _teachers(p), _images(p)
     policy = policy_named(p["policy"])

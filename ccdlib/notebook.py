@@ -10,6 +10,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 import yaml
 
 from ccdlib import paths, stats
@@ -160,7 +161,13 @@ class Run:
         return f"Run {self.stem}, profile {self.profile}, on {hardware(best_device())}"
 
     def experiment(self):
-        """The Experiment of this notebook under its parameters, all of its runs checked; its claims are declared with it."""
+        """The Experiment of this notebook under its parameters, all of its runs checked; its claims are declared with it.
+
+        Where runs are trained side by side, with one thread each, this process takes one thread too: a run has the same bits
+        whichever notebook trains it.
+        """
+        if jobs() > 1:
+            torch.set_num_threads(1)
         self.plan = experiment(self.stem, self.parameters)
         self.plan.check()
         return self.plan
@@ -249,7 +256,9 @@ class Run:
 
     def save(self):
         """Write results.json, last: a notebook is finished when it is there."""
-        runs = [run for arm in self.results.values() for run in arm]
+        if self.plan and not self.claims:
+            raise CcdError("the claims of the experiment are not judged yet: call run.judge(results) before run.save()")
+        runs = list({run.folder: run for arm in self.results.values() for run in arm}.values())  # arms may share some
         made = [run.metrics["provenance"] for run in runs]
         results = {
             "notebook": self.stem,
@@ -322,17 +331,15 @@ def plan(name, profile="smoke", files=(), given=()):
     planned.check()
     rows = planned.plan()
     width = max(len(row["arm"]) for row in rows)
-    lines = [
-        f"{path.stem}, profile {profile}, {values['seeds']} seeds",
-        f"  {'':{width}}  runs  done  begun  missing   seconds",
-    ]
-    total = {key: sum(row[key] for row in rows) for key in rows[0] if key != "arm"} | {"arm": "all"}
-    for row in [*rows, total]:
-        missing = row["runs"] - row["done"]
+    lines = [f"{path.stem}, profile {profile}, {values['seeds']} seeds", f"  {'':{width}}  runs  done  begun  missing  seconds"]
+    total = {key: sum(row[key] for row in rows) for key in ("runs", "done", "begun", "seconds", "expected")}
+    for row in [*rows, total | {"arm": "all", "missing": []}]:
         took = f"{row['seconds']:.0f} spent" if row["done"] else ""
-        will = f"{row['expected']:.0f} expected" if missing else ""
-        counts = f"{row['runs']:4}  {row['done']:4}  {row['begun']:5}  {missing:7}"
-        lines.append(f"  {row['arm']:{width}}  {counts}   {', '.join(filter(None, (took, will)))}")
+        will = f"{row['expected']:.0f} expected" if row["done"] < row["runs"] else ""
+        which = f"(seeds {' '.join(map(str, row['missing']))})" if row["missing"] else "" if row["runs"] else "(as above)"
+        counts = f"{row['runs']:4}  {row['done']:4}  {row['begun']:5}  {row['runs'] - row['done']:7}"
+        said = ", ".join(filter(None, (took, will)))
+        lines.append(f"  {row['arm']:{width}}  {counts}  {said} {which}".rstrip())
     if total["expected"]:
         lines.append(f"about {total['expected'] / jobs():.0f} s of training to go, {jobs()} at once")
     return "\n".join(lines)

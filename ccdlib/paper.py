@@ -4,7 +4,7 @@ The result tables of the ACCV 2022 and Neurocomputing 2024 papers themselves cou
 HSAKD protocol (same teachers and network code); for KD + JDA and CCD there is nothing.
 """
 
-from ccdlib.config import RECIPES
+from ccdlib.config import RECIPES, RunConfig
 
 SOURCE = "HSAKD slides p. 22 and README (Yang et al., IJCAI 2021)"
 
@@ -39,8 +39,15 @@ def published(config):
     one view an image, the usual temperature, and the paper recipe (Yang et al., IJCAI 2021)."""
     if any(getattr(config, name) != value for name, value in PROTOCOL.items()):
         return None
+    if config.method != "ce" and not _is_protocol_teacher(config.teacher):
+        return None
     if config.n_train is not None:
         return FEW_SHOT.get((config.teacher.model, config.model), {}).get(config.n_train) if config.method == "kd" else None
     if config.method == "ce":
         return ALONE.get(config.model)
     return KD.get((config.teacher.model, config.model)) if config.method == "kd" else None
+
+
+def _is_protocol_teacher(teacher):
+    wanted = PROTOCOL | RECIPES["paper_teacher"] | {"method": "ce", "n_train": None}
+    return isinstance(teacher, RunConfig) and all(getattr(teacher, name) == value for name, value in wanted.items())

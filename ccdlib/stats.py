@@ -94,13 +94,17 @@ class Peak(NamedTuple):
     """How far the best inside of a sweep lies above its first arm and above its last: two numbers a seed.
 
     Which arm is best is decided, for each seed, by the mean over the *other* seeds; chosen and measured on the same seeds, it
-    would look better than it is. A claim needs both differences (an intersection-union test, which needs no correction).
+    would look better than it is. A claim needs both differences (an intersection-union test). The choices of two seeds share
+    most of their data, so the intervals are a little too narrow: in simulations with ten seeds, up to 5 % of sweeps without
+    a peak were taken for one, where independent choices would give 2.5 %. Errors: CcdError for fewer than three arms.
     """
 
     arms: Sequence[str]
 
     def per_seed(self, accuracies):
         """[[above the first, one number a seed], [above the last]]"""
+        if len(self.arms) < 3:
+            raise CcdError(f"a peak needs something between two ends; given: {', '.join(self.arms)}")
         first, *inside, last = (accuracies[arm] for arm in self.arms)
         above = [], []
         for s in range(len(first)):
@@ -171,13 +175,13 @@ class Claim:
     def judge(self, accuracies):
         """The claim with its verdict, as a dict for results.json; accuracies {arm: [one a seed]}, paired.
 
-        Of a Peak's two differences, the smaller is the estimate.
+        Of a Peak's two intervals, the one that decides the verdict stands for both; "intervals" has all.
         """
         self.needs(accuracies)
         parts = self.estimand.per_seed(accuracies)
         intervals = [interval(values) for values in parts]
-        shown = min(intervals, key=lambda found: found.estimate)
-        values = parts[intervals.index(shown)]
+        verdict = self.verdict(intervals)
+        decides = min(intervals, key=lambda found: found.high if verdict == "does not hold" else found.low)
         return {
             "finding": self.finding,
             "claim": self.statement,
@@ -185,11 +189,12 @@ class Claim:
             "true_where": self.true_where,
             "refuted_when": self.refuted_when,
             "least_seeds": self.least,
-            **shown._asdict(),
-            "bootstrap": list(bootstrap(values)[1:3]),
+            **decides._asdict(),
+            "bootstrap": list(bootstrap(parts[intervals.index(decides)])[1:3]),
+            "intervals": [found[:3] for found in intervals],
             "per_seed": parts,
             "unit": self.unit,
-            "verdict": self.verdict(intervals),
+            "verdict": verdict,
         }
 
     def verdict(self, intervals):

@@ -91,7 +91,8 @@ def test_the_arms_of_03_have_the_inputs_and_steps_they_say():
             seen += 1
         else:
             assert config.epochs == asked["student_epochs"]
-        assert 44 <= config.batch * config.views_per_image <= 51, "a step sees about 50 inputs"
+        inputs = asked["n_train"] * config.views_per_image * config.epochs / steps
+        assert 41 < inputs < 51, "a step sees about 50 inputs"
     assert seen == 6 + 4 + 5
     facts = planned.facts
     assert facts["r 2, equal steps"]["expected_ops"] == pytest.approx(2 / 3 * 11 * 0.3)
@@ -148,6 +149,8 @@ def test_sizes_are_known_before_the_images():
         ("01_joint_augmentation", {"ops": ["cutout"]}, "ops holds 'cutout'.*allowed: autocontrast, contrast"),
         ("01_joint_augmentation", {"single_p": 1.5}, "p = 1.5"),
         ("02_augmented_teacher", {"margin": 0.0}, "needs a margin above 0"),
+        ("03_proportion", {"n_train": -5}, "n_train = -5: allowed are 10 training images"),
+        ("04_few_shot", {"n_train": 1001}, "n_train = 1001: allowed are 10 training images .* to 1000"),
         ("03_proportion", {"sweep_p": [0, 0.3, 0.3]}, "take out the duplicates"),
         ("03_proportion", {"sweep_p": [0, 0.3, 1.3]}, "sweep_p holds 1.3; allowed are numbers from 0 to 1"),
         ("03_proportion", {"sweep_p": [-0.1, 0.3]}, "sweep_p holds -0.1"),
@@ -248,21 +251,26 @@ experiment("00_quickstart", json.loads(sys.argv[1])).train()
 """
 
 
-def test_a_killed_notebook_loses_no_finished_run(outputs, monkeypatch):
+@pytest.mark.parametrize("signal_sent", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("side_by_side", ["1", "2"])
+def test_a_killed_or_interrupted_notebook_loses_no_finished_run(outputs, monkeypatch, side_by_side, signal_sent):
     import json
 
     asked = parameters("00_quickstart", **SMALL | {"student_model": "resnet8", "student_epochs": 3})
     process = subprocess.Popen(
-        [sys.executable, "-c", TRAIN, json.dumps(asked)], env=os.environ | {"CCD_JOBS": "1"}, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", TRAIN, json.dumps(asked)],
+        env=os.environ | {"CCD_JOBS": side_by_side},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
     while len(done := list((outputs / "runs").glob("*/metrics.json"))) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(signal_sent)
+    process.wait(timeout=60)
     before = {file: file.stat().st_mtime_ns for file in done}
-    monkeypatch.setenv("CCD_JOBS", "1")
+    monkeypatch.setenv("CCD_JOBS", side_by_side)
     experiment("00_quickstart", asked).train()
     assert {file: file.stat().st_mtime_ns for file in done} == before
     assert len(list((outputs / "runs").glob("*/metrics.json"))) == 10
@@ -287,11 +295,16 @@ def test_ccd_plan_prints_what_is_done_and_what_is_missing(outputs):
     lines = said.output.splitlines()
     assert lines[0] == "00_quickstart, profile smoke, 2 seeds"
     assert lines[-2].split()[:5] == ["all", "10", "0", "0", "10"]
+    assert lines[2].endswith("expected (seeds 0 1)")
     assert lines[-1].startswith("about ")
     assert not outputs.exists()
     fit(tiny().arms["teacher"][0])
     said = CliRunner().invoke(cli.cli, ["plan", "00_quickstart", *given], catch_exceptions=False).output
     assert said.splitlines()[2].split()[:5] == ["teacher", "2", "1", "0", "1"]
+    assert said.splitlines()[2].endswith("expected (seeds 1)")
+    few = [part for name, value in SMALL.items() for part in ("-p", name, str(value))]
+    said = CliRunner().invoke(cli.cli, ["plan", "03_proportion", *few], catch_exceptions=False).output
+    assert next(line for line in said.splitlines() if "p 0.3, equal epochs" in line).endswith("(as above)")
     assert "Example: ccd plan" in CliRunner().invoke(cli.cli, ["plan", "--help"]).output
 
 

@@ -294,6 +294,8 @@ def test_run_keeps_checks_claims_and_tables(small, outputs, capsys):
     assert declared.loc["(x)", "refuted when"] == "the 95 % interval lies wholly at or below 0"
     assert list(run.table(results, baseline="a").index) == ["a", "b"]
     assert "gain over its baseline" in run.table(results, baseline={"b": "a"}).columns
+    with pytest.raises(CcdError, match="the claims of the experiment are not judged yet"):
+        run.save()
     run.judge(results)
     run.keep("answer", [1, 2])
     run.check("two is two", True)
@@ -326,7 +328,8 @@ def test_claims_come_before_results(small):
 
 def test_published_numbers_stand_only_beside_the_papers_protocol():
     paper = {"data": "cifar100", **RECIPES["paper"]}
-    teacher = RunConfig(**paper, model="wrn_40_2")
+    expert = {"data": "cifar100", **RECIPES["paper_teacher"]}
+    teacher = RunConfig(**expert, model="wrn_40_2")
     kd = {"method": "kd", "model": "wrn_16_2", "teacher": teacher}
     assert published(RunConfig(**paper, **kd)) == 75.23
     assert published(RunConfig(**paper, model="resnet20")) == 69.62
@@ -334,10 +337,13 @@ def test_published_numbers_stand_only_beside_the_papers_protocol():
         assert published(RunConfig(**paper | kd | change)) is None
     ccd = {"method": "ccd", "views": "cifar100"}
     assert published(RunConfig(**paper | kd | ccd)) is None
-    few = kd | {"model": "resnet20", "teacher": RunConfig(**paper, model="resnet56")}
+    few = kd | {"model": "resnet20", "teacher": RunConfig(**expert, model="resnet56")}
     assert published(RunConfig(**paper | few, n_train=25000)) == 68.61
     assert published(RunConfig(**paper | few, n_train=25000, views="cifar100")) is None
     assert published(RunConfig(**paper | few, n_train=5000)) is None
+    for other in ({"views": "cifar100"}, {"n_train": 0.5}, {"epochs": 100}, {"weight_decay": 1e-4}):
+        taught = {"teacher": RunConfig(**expert | {"model": "wrn_40_2"} | other)}
+        assert published(RunConfig(**paper | kd | taught)) is None, "another teacher than the source's"
 
 
 # ---------------------------------------------------------------- real colour images

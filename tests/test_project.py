@@ -158,6 +158,7 @@ def test_every_shaping_module_is_hashed():
         "__init__",
         "cli",
         "experiments",
+        "measure",
         "notebook",
         "paper",
         "paths",
@@ -176,6 +177,22 @@ def test_links_in_the_pages_lead_somewhere():
         path = ROOT / page
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
             assert (path.parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.skipif(not TRACKED, reason="not a git checkout")
+def test_results_of_every_profile_can_be_committed_and_others_cannot():
+    def ignored(name):
+        return subprocess.run(["git", "check-ignore", "-q", f"outputs/{name}/01/results.json"], cwd=ROOT).returncode == 0
+
+    assert not any(ignored(folder.name) for folder in paths.PARAMS.iterdir())
+    assert ignored("smoke")
+    assert ignored("lite-abc123")
+    assert ignored("paper-abc123")
+
+
+def test_the_pages_have_no_gaps():
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *paths.NOTEBOOKS.glob("*.ipynb")):
+        assert not re.search(r"(SMOKE|LITE)\d\d", path.read_text()), path
 
 
 @pytest.mark.skipif(not TRACKED, reason="not a git checkout")

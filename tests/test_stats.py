@@ -181,6 +181,21 @@ def test_a_suitable_range_is_found_where_it_is_and_nowhere_else():
     assert peak([0, 2, 3, 1, 2])["estimate"] == pytest.approx(1.0, abs=0.6)
 
 
+def test_the_interval_that_decides_is_the_one_shown():
+    arms = {"first": [0.0] * 10, "x": seeds(1.2, 0.1), "last": seeds(-0.2, 2.0, at=1)}
+    made = Claim("x", "", "", Peak(tuple(arms))).judge(arms)
+    above_first, above_last = made["intervals"]
+    assert above_first[0] < above_last[0]
+    assert (made["verdict"], made["low"]) == ("inconclusive", above_last[1]), "the wide one decides, though its mean is larger"
+    arms = {"first": seeds(0.9, 0.1), "x": seeds(0.0, 0.1, at=1), "last": seeds(1.0, 5.0, at=2)}
+    made = Claim("x", "", "", Peak(tuple(arms))).judge(arms)
+    assert (made["verdict"], made["high"] < 0) == ("does not hold", True), (
+        "the narrow one decides, though the other's mean is lower"
+    )
+    with pytest.raises(CcdError, match="something between two ends"):
+        Claim("x", "", "", Peak(("first", "last"))).judge(arms)
+
+
 def test_flat_sweeps_are_rarely_taken_for_a_range():
     rng = np.random.default_rng(0)
     wrong = sum(peak([0, 0, 0, 0, 0], rng=rng)["verdict"] == "holds" for _ in range(200))
