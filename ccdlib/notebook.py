@@ -176,6 +176,7 @@ class Run:
         """A DataFrame of the claims, as they stand before the training."""
         import pandas as pd
 
+        pd.set_option("display.max_colwidth", None)  # a claim is read whole
         columns = ("finding", "statement", "words", "true_where", "refuted_when", "least")
         rows = [{name: getattr(claim, name) for name in columns} for claim in self._planned().claims]
         names = {"words": "estimand (mean over seeds)", "true_where": "true where it is", "refuted_when": "refuted when"}

@@ -137,7 +137,7 @@ def gains(results, panels):
     style()
     rows = max(map(len, panels.values()))
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.6 * len(panels) + 1, 0.34 * rows + 1.6), layout="constrained", squeeze=False, sharex=True
+        1, len(panels), figsize=(4.6 * len(panels) + 1, 0.34 * rows + 1.6), layout="constrained", squeeze=False
     )
     for ax, (title, compared) in zip(axes[0], panels.items(), strict=True):
         for k, (arm, baseline) in enumerate(compared.values()):
