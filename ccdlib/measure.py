@@ -3,6 +3,7 @@
 import torch
 
 from ccdlib.losses import confidence
+from ccdlib.runs import best_device
 from ccdlib.streams import stream
 from ccdlib.train import predict
 
@@ -31,10 +32,12 @@ def teacher_views(teacher, data, policy, seed=0, ops=None):
     ops = dict.fromkeys(op for op, _ in policy.effective(data.channels)) if ops is None else ops
     views = {"original": images} | {op: _alone(images, policy, op, draws) for op in ops}
     views["JDA"] = policy.apply(images, draws)
-    before = predict(teacher, data, images)
+    device = best_device()
+    teacher = teacher.to(device)
+    before = predict(teacher, data, images, device).cpu()
     rows = []
     for name, changed in views.items():
-        logits = predict(teacher, data, changed)
+        logits = predict(teacher, data, changed, device).cpu()
         p = logits.softmax(1)
         rows.append(
             {
