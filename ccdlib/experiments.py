@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import log2
 from statistics import median
 
 from loky import ProcessPoolExecutor
@@ -17,6 +18,7 @@ from ccdlib.augment import policy_named
 from ccdlib.config import RECIPES, RunConfig
 from ccdlib.data import sizes_of
 from ccdlib.registry import CcdError, Registry
+from ccdlib.runs import best_device
 from ccdlib.stats import INFINITY, Claim, Contrast, Peak, more, no_better, slope
 from ccdlib.train import check, fit, folder_of, pace, steps_an_epoch
 
@@ -52,13 +54,14 @@ class Experiment:
 
     @property
     def runs(self):
-        """Every run once, teachers before their students: {folder name: (arm that first needs it, RunConfig)}."""
+        """Every run once, teachers before their students: {folder name: (arm that first needs it, Folder)}."""
         found = {}
         for arm, configs in self.arms.items():
             for config in configs:
-                if isinstance(config.teacher, RunConfig):
-                    found.setdefault(folder_of(config.teacher).path.name, (arm, config.teacher))
-                found.setdefault(folder_of(config).path.name, (arm, config))
+                for needed in (config.teacher, config):
+                    if isinstance(needed, RunConfig):
+                        folder = folder_of(needed)
+                        found.setdefault(folder.path.name, (arm, folder))
         return found
 
     def check(self):
@@ -103,8 +106,8 @@ class Experiment:
             for arm in self.arms
         }
         paces = {}
-        for arm, config in self.runs.values():
-            row, folder = rows[arm], folder_of(config)
+        for arm, folder in self.runs.values():
+            row, config = rows[arm], folder.config
             row["runs"] += 1
             if folder.finished:
                 row["done"] += 1
@@ -127,12 +130,10 @@ def _kind(config):
 
 def jobs():
     """How many runs are trained at once: $CCD_JOBS, or one on a GPU, or as many as there are cores."""
-    import torch
-
     given = os.environ.get("CCD_JOBS")
     if given is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return 1 if torch.cuda.is_available() else cores
+        return 1 if best_device().type == "cuda" else cores
     if not given.isdecimal() or int(given) < 1:
         raise CcdError(f"CCD_JOBS = {given!r}: allowed are whole numbers from 1, the runs that are trained at once")
     return int(given)
@@ -140,7 +141,7 @@ def jobs():
 
 @contextmanager
 def _side_by_side():
-    """A function that trains those of a list of configurations that are not finished, teachers first, in worker processes.
+    """A function that trains those of a list of configurations that are not finished, in worker processes.
 
     Workers start when there is something to do, and end with the context, whatever ends it.
     """
@@ -148,13 +149,11 @@ def _side_by_side():
 
     def fit_all(configs):
         nonlocal pool
-        teachers = [config.teacher for config in configs if isinstance(config.teacher, RunConfig)]
-        for wave in (teachers, configs):
-            missing = [config for config in wave if not folder_of(config).finished]
-            if missing and jobs() > 1:
-                # Workers that wait for a minute end by themselves, also when this process was killed.
-                pool = pool or ProcessPoolExecutor(jobs(), timeout=60, env={"OMP_NUM_THREADS": "1"})
-                list(pool.map(_fit_in_worker, missing))
+        missing = [config for config in configs if not folder_of(config).finished]
+        if missing and jobs() > 1:
+            # Workers that wait for a minute end by themselves, also when this process was killed.
+            pool = pool or ProcessPoolExecutor(jobs(), timeout=60, env={"OMP_NUM_THREADS": "1"})
+            list(pool.map(_fit_in_worker, missing))
 
     try:
         yield fit_all
@@ -382,16 +381,16 @@ def few_shot(p):
     """
     teachers, amounts = _teachers(p), few_shot_amounts(p)
     batch = RECIPES[p["recipe"]]["batch"]
-    target = p["student_epochs"] * steps_an_epoch(amounts[-1], batch)
+    target, every = p["student_epochs"] * steps_an_epoch(amounts[-1], batch), sizes_of(p["data"]).images
     arms, facts = {"teacher": teachers}, {}
     for schedule in (EPOCHS, STEPS):
         for n in amounts:
+            given = None if n == every else n  # described as the other notebooks do, so that it is the same run
             steps = steps_an_epoch(n, batch)
             epochs = p["student_epochs"] if schedule == EPOCHS else max(1, round(target / steps))
             for method, views in (("KD", "none"), ("KD + JDA", p["policy"])):
                 name = f"{method}, {n} images, {schedule}"
-                every = n == sizes_of(p["data"]).images  # described as the other notebooks do, so that it is the same run
-                arms[name] = _students(p, teachers, n_train=None if every else n, views=views, epochs=epochs)
+                arms[name] = _students(p, teachers, n_train=given, views=views, epochs=epochs)
                 facts[name] = {"method": method, "images": n, "schedule": schedule, "steps": epochs * steps}
                 if views != "none":
                     facts[name]["baseline"] = f"KD, {n} images, {schedule}"
@@ -412,8 +411,6 @@ def few_shot_amounts(p):
 
 
 def _few_shot_claims(p, amounts):
-    from math import log2
-
     few, many = amounts[0], amounts[-1]
     for schedule in (EPOCHS, STEPS):
         at = f"at {schedule}"

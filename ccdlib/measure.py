@@ -28,9 +28,10 @@ def teacher_views(teacher, data, policy, seed=0, ops=None):
     class is that of the original), "calibration" (expected calibration error, %), "weight" (CCD's mean weight 1 + cos).
     """
     images, labels = data.test_images, data.test_labels
-    draws = policy.draw(len(images), stream(seed, "policy"))
+    # From the same stream, so an op alone has the signs that it has among the others.
+    draws, always = (made.draw(len(images), stream(seed, "policy")) for made in (policy, policy.with_p(1.0)))
     ops = dict.fromkeys(op for op, _ in policy.effective(data.channels)) if ops is None else ops
-    views = {"original": images} | {op: _alone(images, policy, op, draws) for op in ops}
+    views = {"original": images} | {op: policy.only((op,)).apply(images, always) for op in ops}
     views["JDA"] = policy.apply(images, draws)
     device = best_device()
     teacher = teacher.to(device)
@@ -50,8 +51,3 @@ def teacher_views(teacher, data, policy, seed=0, ops=None):
             }
         )
     return rows
-
-
-def _alone(images, policy, op, draws):
-    every = draws.fires.new_ones(draws.fires.shape)
-    return policy.only((op,)).apply(images, type(draws)(every, draws.signs))

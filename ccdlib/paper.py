@@ -32,22 +32,21 @@ KD = {
 FEW_SHOT = {("resnet56", "resnet20"): {12500: 65.15, 25000: 68.61, 37500: 70.34}}
 
 PROTOCOL = {"data": "cifar100", "views": "none", "settings": {}, **RECIPES["paper"]}
+TEACHER = PROTOCOL | RECIPES["paper_teacher"] | {"method": "ce", "n_train": None}
 
 
 def published(config):
     """The published accuracy (percent) of what a RunConfig trains; None unless it is the protocol of the source: CIFAR-100,
     one view an image, the usual temperature, and the paper recipe (Yang et al., IJCAI 2021)."""
-    if any(getattr(config, name) != value for name, value in PROTOCOL.items()):
+    if not _is(config, PROTOCOL):
         return None
-    if config.method != "ce" and not _is_protocol_teacher(config.teacher):
-        return None
-    if config.n_train is not None:
-        return FEW_SHOT.get((config.teacher.model, config.model), {}).get(config.n_train) if config.method == "kd" else None
     if config.method == "ce":
-        return ALONE.get(config.model)
-    return KD.get((config.teacher.model, config.model)) if config.method == "kd" else None
+        return ALONE.get(config.model) if config.n_train is None else None
+    if config.method != "kd" or not _is(config.teacher, TEACHER):
+        return None
+    pair = config.teacher.model, config.model
+    return KD.get(pair) if config.n_train is None else FEW_SHOT.get(pair, {}).get(config.n_train)
 
 
-def _is_protocol_teacher(teacher):
-    wanted = PROTOCOL | RECIPES["paper_teacher"] | {"method": "ce", "n_train": None}
-    return isinstance(teacher, RunConfig) and all(getattr(teacher, name) == value for name, value in wanted.items())
+def _is(config, wanted):
+    return isinstance(config, RunConfig) and all(getattr(config, name) == value for name, value in wanted.items())

@@ -122,8 +122,7 @@ def accuracies(results):
         ax.plot(mean, k, MARKERS[k], color=colour, markersize=8)
         above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": "small"}
         ax.annotate(f"{mean:.1f}", (mean, k), **above)
-    ax.set_yticks(range(len(results)), list(results))
-    ax.set_ylim(len(results) - 0.5, -0.5)
+    _rows(ax, results)
     ax.set_xlabel(f"test accuracy after the last epoch (%)\n{_what(len(runs))}; dots: {len(runs)} seeds")
     return figure
 
@@ -148,8 +147,7 @@ def gains(results, panels):
                     found = interval(values, level)
                     ax.plot([found.low, found.high], [k] * 2, color="C0", linewidth=width)
         ax.axvline(0, color="0.3", linewidth=1)
-        ax.set_yticks(range(len(compared)), list(compared))
-        ax.set_ylim(len(compared) - 0.5, -0.5)
+        _rows(ax, compared)
         ax.set_title(title)
     _caption(
         figure, f"gain in test accuracy (points); {len(values)} seeds: {_what(len(values))}, thin: all of a panel together"
@@ -176,8 +174,7 @@ def measured(rows, by, columns):
             ax.plot([low, high], [k, k], color="C0", linewidth=2.5)
             ax.plot(mean, k, "o", color="C0", markersize=6)
         ax.set_xlabel(label)
-        ax.set_yticks(range(len(names)), names)
-        ax.set_ylim(len(names) - 0.5, -0.5)
+        _rows(ax, names)
     _caption(figure, f"{_what(len(values))}; one teacher a seed")
     return figure
 
@@ -213,6 +210,12 @@ def _ends(values):
     """(mean, low, high) of the 95 % interval; (mean, mean, mean) of too few values."""
     found = interval(values)
     return found[:3] if found.n >= MIN_SEEDS else (found.estimate,) * 3
+
+
+def _rows(ax, names):
+    """A row of the axes for each name, the first on top."""
+    ax.set_yticks(range(len(names)), list(names))
+    ax.set_ylim(len(names) - 0.5, -0.5)
 
 
 def _what(seeds):
