@@ -11,11 +11,12 @@ The words of the kit:
     recipe, profile     settings of a training; settings of a notebook (smoke, lite, paper)
 """
 
-from ccdlib.augment import OPS, POLICIES, Policy, apply_op
+from ccdlib.augment import AUGMENTATIONS, OPS, POLICIES, Policy, apply_op
 from ccdlib.config import RECIPES, Checkpoint, RunConfig
 from ccdlib.data import DATASETS, Data, load_data
 from ccdlib.experiments import EXPERIMENTS, Experiment, experiment
 from ccdlib.losses import LOSSES, WEIGHTS, confidence
+from ccdlib.methods import METHODS, teacher_of_method
 from ccdlib.models import MODELS, Output, build
 from ccdlib.notebook import Run
 from ccdlib.registry import CcdError, UnknownName
@@ -23,9 +24,11 @@ from ccdlib.runs import DamagedRun
 from ccdlib.train import Diverged, Result, check, evaluate, fit, predict
 
 __all__ = [
+    "AUGMENTATIONS",
     "DATASETS",
     "EXPERIMENTS",
     "LOSSES",
+    "METHODS",
     "MODELS",
     "OPS",
     "POLICIES",
@@ -52,4 +55,5 @@ __all__ = [
     "fit",
     "load_data",
     "predict",
+    "teacher_of_method",
 ]

@@ -385,6 +385,118 @@ def policy_named(name, p=None, ops=None):
     return policy if p is None else policy.with_p(p)
 
 
+# ---------------------------------------------------------------- what JDA is compared with
+
+
+@dataclass(frozen=True)
+class SampledDraws(PerImage):
+    """What a Sampled will do to N images: which of its ops (N, K), at which level (N, K), with which sign (N, K)."""
+
+    ops: torch.Tensor
+    levels: torch.Tensor
+    signs: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """`count` ops an image, each drawn uniformly from `ops` for that image alone, at `level` or, when None, at a uniform one.
+
+    RandAugment (Cubuk et al., 2020) and TrivialAugment (Mueller & Hutter, ICCV 2021) over RandAugment's 14 ops, "identity"
+    among them, with the ranges of OPS; rotation has both signs here.
+    """
+
+    name: str
+    count: int
+    level: int | None = None
+    ops: tuple[str, ...] = ("identity", *(op for op in OPS if op != "invert"))
+
+    def draw(self, n, generator):
+        """Draws for n images from `generator` (a torch.Generator on the CPU)."""
+        shape = (n, self.count)
+        ops = torch.randint(len(self.ops), shape, generator=generator)
+        levels = torch.randint(LEVELS, shape, generator=generator)
+        signs = torch.where(torch.rand(shape, generator=generator) < 0.5, -1, 1)
+        return SampledDraws(ops, levels if self.level is None else torch.full(shape, self.level), signs)
+
+    def apply(self, images, draws):
+        """Augmented copies of images (N, C, H, W) uint8, on their own device, by draws of the same N."""
+        check_images(images)
+        out = images.clone()
+        for k in range(self.count):
+            which = torch.stack([draws.ops[:, k], draws.levels[:, k], draws.signs[:, k]], 1)
+            for case in which.unique(dim=0):
+                rows = (which == case).all(1).nonzero().flatten().to(images.device)
+                out[rows] = self._one(out[rows], self.ops[case[0]], int(case[1]), int(case[2]))
+        return out
+
+    @staticmethod
+    def _one(images, name, level, sign):
+        if name == "rotate":
+            return _rotate(images, sign * OPS[name].magnitude(level))
+        return images if name == "identity" else apply_op(images, name, level, sign)
+
+
+@dataclass(frozen=True)
+class MixDraws(PerImage):
+    """What a Mix will do to N images: the partner's row (N,), the image's own share (N,) in 0..1, the box's centre (N, 2)."""
+
+    partners: torch.Tensor
+    shares: torch.Tensor
+    centres: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Two images in one, and their labels mixed in the same shares; the share is Beta(1, 1), which is uniform.
+
+    boxes False: Mixup (Zhang et al., ICLR 2018), share * a + (1 - share) * b. boxes True: CutMix (Yun et al., ICCV 2019), a
+    box of (1 - share) of the area, cut off at the image's edges, comes from b. candidates: how many are made for one
+    that is kept, those of which the teacher is least certain (CutMixPick: Wang et al., NeurIPS 2022).
+    """
+
+    name: str
+    boxes: bool
+    candidates: int = 1
+
+    def draw(self, n, generator):
+        """Draws for n images from `generator` (a torch.Generator on the CPU); partners are a permutation of them."""
+        partners = torch.randperm(n, generator=generator)
+        return MixDraws(partners, torch.rand(n, generator=generator), torch.rand((n, 2), generator=generator))
+
+    def apply(self, images, partners, draws):
+        """(mixed (N, C, H, W) uint8, the first images' shares (N,) float32) of images and partners, both (N, C, H, W) uint8."""
+        check_images(images)
+        shares = draws.shares.to(images.device)
+        if not self.boxes:
+            part = shares[:, None, None, None]
+            return (part * images + (1 - part) * partners).round().to(torch.uint8), shares
+        from_partner = self._boxes(draws, *images.shape[2:]).to(images.device)  # (N, H, W)
+        mixed = torch.where(from_partner[:, None], partners, images)
+        return mixed, 1 - from_partner.float().mean((1, 2))
+
+    @staticmethod
+    def _boxes(draws, height, width):
+        inside = []
+        for axis, length in enumerate((height, width)):
+            half = (1 - draws.shares).sqrt() * length / 2
+            centre = draws.centres[:, axis] * length
+            middle = torch.arange(length) + 0.5  # a pixel is in the box when its middle is
+            inside.append(((middle - centre[:, None]).abs() < half[:, None]))
+        return inside[0][:, :, None] & inside[1][:, None, :]
+
+
+# Kinds of augmented views besides the policies; RandAugment's level is 4 of 0..9 (M = 14 of 30, its CIFAR-100 setting).
+AUGMENTATIONS = Registry("augmentation")
+for _row in (
+    Sampled("randaugment", 2, 4),
+    Sampled("trivialaugment", 1),
+    Mix("mixup", boxes=False),
+    Mix("cutmix", boxes=True),
+    Mix("cutmixpick", boxes=True, candidates=2),
+):
+    AUGMENTATIONS[_row.name] = _row
+
+
 # ---------------------------------------------------------------- base: random crop, flip, normalise
 
 

@@ -1,18 +1,20 @@
 """RunConfig: everything that shapes one trained network, checked when it is made, long before any training."""
 
-import inspect
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ccdlib.augment import POLICIES, Policy, policy_named
+from ccdlib.augment import AUGMENTATIONS, POLICIES, Mix, Policy, policy_named
 from ccdlib.data import source_of
-from ccdlib.losses import LOSSES, WEIGHTS
+from ccdlib.methods import METHODS, check_settings
 from ccdlib.models import MODELS
 from ccdlib.registry import CcdError, Registry, unknown
 
-# How many views of each image a step sees, by `views`; a policy adds augmented twins, one unless `twins` says more.
-VIEWS = {"raw": 1, "none": 1, "base": 2, "rotation": 4} | dict.fromkeys(POLICIES, 2)
+TWINNED = (*POLICIES, *AUGMENTATIONS)  # views with augmented twins
+# How many views of each image a step sees, by `views`; a policy or another augmentation adds twins, one unless `twins` says
+# more.
+VIEWS = {"raw": 1, "none": 1, "base": 2, "rotation": 4} | dict.fromkeys(TWINNED, 2)
+
 
 # The methods of the papers at their settings (methods.md, section 4), and a small one for minutes on a CPU.
 RECIPES = Registry("recipe")
@@ -21,6 +23,15 @@ RECIPES |= {
     "small_teacher": {"lr": 0.05, "weight_decay": 5e-4, "batch": 25, "epochs": 50},
     "paper": {"lr": 0.1, "weight_decay": 1e-4, "batch": 128, "epochs": 240},
     "paper_teacher": {"lr": 0.1, "weight_decay": 5e-4, "batch": 128, "epochs": 240},
+    # SSKD's and HSAKD's own: half the images a step, because each is seen at four rotations.
+    "small_rotating": {"lr": 0.025, "weight_decay": 5e-4, "batch": 13, "epochs": 30},
+    "paper_rotating": {"lr": 0.05, "weight_decay": 5e-4, "batch": 64, "epochs": 240},
+    "paper_rotating_light": {"lr": 0.01, "weight_decay": 5e-4, "batch": 64, "epochs": 240},  # MobileNetV2 and ShuffleNets
+    # The heads of a frozen teacher: as fractions of the epochs, 30 and 45 of 60, and 30, 60 and 90 of 100.
+    "small_sskd_teacher": {"lr": 0.025, "weight_decay": 5e-4, "batch": 13, "epochs": 12, "milestones": (0.5, 0.75)},
+    "paper_sskd_teacher": {"lr": 0.05, "weight_decay": 5e-4, "batch": 64, "epochs": 60, "milestones": (0.5, 0.75)},
+    "small_hsakd_teacher": {"lr": 0.025, "weight_decay": 5e-4, "batch": 13, "epochs": 20, "milestones": (0.3, 0.6, 0.9)},
+    "paper_hsakd_teacher": {"lr": 0.05, "weight_decay": 5e-4, "batch": 64, "epochs": 100, "milestones": (0.3, 0.6, 0.9)},
 }
 
 Positive = Annotated[float, Field(gt=0, lt=1e38, allow_inf_nan=False)]  # a float32 number
@@ -59,22 +70,30 @@ def _readable(kind, errors):
 
 
 class Checkpoint(Strict):
-    """Weights from a file instead of a run of this store: a .safetensors of `model`, as a run of this kit writes it."""
+    """Weights from a file instead of a run of this store: a .safetensors of `model`, as a run of this kit writes it.
+
+    heads, method: the file of trained heads (heads.safetensors of a run) and the method that trained them, for a student's
+    method that needs them.
+    """
 
     model: str
     file: str
+    heads: str | None = None
+    method: str = "ce"
 
 
 class RunConfig(Strict):
     """One network trained once. `fit(config)` trains it, or finds it trained.
 
     data, side, n_train, subset_seed: see load_data and Data.subset (n_train None: all of it).
-    model: the backbone. method, settings: the loss (a row of LOSSES) and its settings.
+    model: the backbone. method, settings: a row of METHODS and its settings.
     views: "none" (one base view an image), "raw" (the image as it is), "base" (two base views), "rotation" (0, 90, 180, 270
-    degrees of one crop), or a policy ("cifar100", ...): the original and its JDA twin. p: the policy's probability, when
+    degrees of one crop), a policy ("cifar100", ...): the original and its JDA twin, or one of AUGMENTATIONS: the original and
+    such a twin. p: the policy's probability, when
     another than its own. ops: the ops of the policy that are kept (None: all). twins: augmented twins of an image (r).
     share: the fraction of the images, drawn anew each epoch, that get them (q).
-    teacher: the RunConfig that makes the teacher, or a Checkpoint; None where the loss needs none.
+    teacher: the RunConfig that makes the teacher, or a Checkpoint; None where the method needs none. For a method that
+    trains heads of a frozen network, that network.
     seed: of initial weights, batch order, crops and policy draws, in separate streams.
     batch: images a step (each with all its views). milestones: fractions of the epochs after which lr is divided by ten.
     flip: overrides the data set's own base flip. eval_every: epochs between test evaluations (the last is always one).
@@ -110,26 +129,65 @@ class RunConfig(Strict):
     def _names_and_needs(self):
         source_of(self.data)
         MODELS[self.model]
-        _check_settings(self.method, self.settings)
+        check_settings(self.method, self.settings)
         if self.views not in VIEWS:
             raise unknown("views", self.views, VIEWS)
-        if self.views not in POLICIES:
-            for name in ("p", "ops", "twins", "share"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise CcdError(
-                        f"{name} = {getattr(self, name)} with views {self.views!r}: only a policy has that; "
-                        f"allowed views: {', '.join(POLICIES)}"
-                    )
+        for name, kinds in {"p": POLICIES, "ops": POLICIES, "twins": TWINNED, "share": TWINNED}.items():
+            if self.views not in kinds and getattr(self, name) != type(self).model_fields[name].default:
+                only = "a policy" if kinds is POLICIES else "an augmentation"
+                raise CcdError(
+                    f"{name} = {getattr(self, name)} with views {self.views!r}: only {only} has that; "
+                    f"allowed views: {', '.join(kinds)}"
+                )
         _ = self.policy  # an op that the policy lacks is named here
-        if self.method == "ccd" and self.views_per_image != 2:
+        unpaired = getattr(self.augmentation, "candidates", 1) > 1
+        if self.method == "ccd" and (self.views_per_image != 2 or unpaired):
             raise CcdError(
                 f"method 'ccd' weighs two views an image; views {self.views!r}, twins {self.twins} and share {self.share:g} "
-                f"give {self.views_per_image:g}. Use twins 1, share 1 and one of the views base, {', '.join(POLICIES)}"
+                f"give {self.views_per_image:g}{' that are no pairs' * unpaired}. Use twins 1, share 1 and one of the views base, "
+                f"{', '.join(name for name in TWINNED if name != 'cutmixpick')}"
             )
-        if (self.teacher is not None) != needs_teacher(self.method):
+        self._check_views_of_method(METHODS[self.method])
+        self._check_teacher(METHODS[self.method])
+        return self
+
+    def _check_views_of_method(self, method):
+        if method.rotates and self.views == "rotation":
+            allowed = [name for name in VIEWS if name != "rotation" and not isinstance(AUGMENTATIONS.get(name), Mix)]
+            raise CcdError(
+                f"method {self.method!r} turns every view by 0, 90, 180 and 270 degrees itself; views 'rotation' would do it twice. "
+                f"Allowed views: {', '.join(allowed)}"
+            )
+        if method.hard_labels and isinstance(self.augmentation, Mix):
+            allowed = [name for name in VIEWS if not isinstance(AUGMENTATIONS.get(name), Mix)]
+            raise CcdError(
+                f"views {self.views!r} mix the labels of two images, and method {self.method!r} needs one hard label an image. "
+                f"Allowed views: {', '.join(allowed)}"
+            )
+        if getattr(self.augmentation, "candidates", 1) > 1 and method.teacher == "none":
+            raise CcdError(
+                f"views {self.views!r} keep what a teacher is least certain of; method {self.method!r} has no teacher"
+            )
+
+    def _check_teacher(self, method):
+        if (self.teacher is None, method.teacher) in ((True, "needed"), (False, "none")):
             needs = "needs a teacher; give teacher=RunConfig(...)" if self.teacher is None else "uses no teacher; leave it out"
             raise CcdError(f"method {self.method!r} {needs}")
-        return self
+        if self.teacher is None:
+            return
+        if method.freezes and self.teacher.model != self.model:
+            raise CcdError(
+                f"method {self.method!r} trains heads of its frozen teacher: model {self.model!r} must be the teacher's, "
+                f"{self.teacher.model!r}"
+            )
+        heads = isinstance(self.teacher, RunConfig) or self.teacher.heads
+        if method.teacher_method and (self.teacher.method != method.teacher_method or not heads):
+            raise CcdError(
+                f"method {self.method!r} needs a teacher with the heads that {method.teacher_method!r} trains, and this one "
+                f"({self.teacher.model}, method {self.teacher.method!r}) has none. One command trains them: "
+                f"ccdlib.fit(ccdlib.teacher_of_method({self.method!r}, teacher)); give that configuration as teacher, or a "
+                f"Checkpoint with heads=FILE and method={method.teacher_method!r}"
+            )
 
     @property
     def policy(self) -> Policy | None:
@@ -137,36 +195,18 @@ class RunConfig(Strict):
         return policy_named(self.views, self.p, self.ops) if self.views in POLICIES else None
 
     @property
+    def augmentation(self):
+        """What makes the augmented twins: a Policy or a row of AUGMENTATIONS; None where there are none."""
+        return self.policy or AUGMENTATIONS.get(self.views)
+
+    @property
     def views_per_image(self):
-        """Network inputs an image in an epoch, on average where only a share of the images has twins."""
-        return 1 + self.share * self.twins if self.views in POLICIES else VIEWS[self.views]
+        """Network inputs an image in an epoch, on average where only a share of the images has twins.
+
+        A method with rotations of its own makes four inputs of each of these views.
+        """
+        return 1 + self.share * self.twins if self.augmentation else VIEWS[self.views]
 
     def lr_at(self, epoch):
         """The learning rate of an epoch, counted from 0."""
         return self.lr * 0.1 ** sum(epoch >= round(m * self.epochs) for m in self.milestones)
-
-
-def needs_teacher(method):
-    """Whether a loss compares with a teacher; all but the plain cross entropy do."""
-    return method != "ce"
-
-
-def _settings_of(method):
-    parameters = inspect.signature(LOSSES[method]).parameters
-    return {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
-
-
-def _check_settings(method, settings):
-    known = _settings_of(method)
-    for name, value in settings.items():
-        if name not in known:
-            raise unknown(f"setting of loss {method!r}", name, known or ["(this loss has none)"])
-        kind = type(known[name])
-        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-            raise CcdError(
-                f"setting {name} = {value!r} of loss {method!r}: it must be a {kind.__name__}, such as {known[name]!r}"
-            )
-        if name == "weight":
-            WEIGHTS[value]
-        elif name == "temperature" and not 0 < value < float("inf"):
-            raise CcdError(f"temperature = {value!r}: allowed are numbers above 0")

@@ -17,7 +17,8 @@ from loky import ProcessPoolExecutor
 from ccdlib.augment import policy_named
 from ccdlib.config import RECIPES, RunConfig
 from ccdlib.data import sizes_of
-from ccdlib.registry import CcdError, Registry
+from ccdlib.methods import METHODS, teacher_of_method
+from ccdlib.registry import CcdError, Registry, unknown
 from ccdlib.runs import best_device
 from ccdlib.stats import INFINITY, Claim, Contrast, Peak, more, no_better, slope
 from ccdlib.train import check, fit, folder_of, pace, steps_an_epoch
@@ -58,10 +59,9 @@ class Experiment:
         found = {}
         for arm, configs in self.arms.items():
             for config in configs:
-                for needed in (config.teacher, config):
-                    if isinstance(needed, RunConfig):
-                        folder = folder_of(needed)
-                        found.setdefault(folder.path.name, (arm, folder))
+                for needed in _with_teachers(config):
+                    folder = folder_of(needed)
+                    found.setdefault(folder.path.name, (arm, folder))
         return found
 
     def check(self):
@@ -121,10 +121,15 @@ class Experiment:
         return list(rows.values())
 
 
+def _with_teachers(config):
+    """The run, after those it learns from."""
+    return [*_with_teachers(config.teacher), config] if isinstance(config, RunConfig) else []
+
+
 def _kind(config):
     """Runs of one kind take equally long a step."""
     teacher = config.teacher and config.teacher.model
-    work = config.model, teacher, config.method, config.views, config.twins, config.share, config.batch
+    work = config.model, teacher, config.method, str(config.settings), config.views, config.twins, config.share, config.batch
     return (config.data, config.side, config.n_train, *work)
 
 
@@ -423,3 +428,131 @@ def _few_shot_claims(p, amounts):
         statement = f"the gain from JDA is larger the fewer the images, {at}"
         unit = "points per doubling"
         yield Claim("(d)", statement, words, Contrast(weights), -INFINITY, 0.0, unit=unit, **_least(p))
+
+
+# The compared methods as tables name them.
+NAMES = {
+    "kd": "KD",
+    "fitnet": "FitNet",
+    "at": "AT",
+    "sp": "SP",
+    "rkd": "RKD",
+    "crd": "CRD",
+    "dkd": "DKD",
+    "kd_std": "KD, standardised",
+    "sskd": "SSKD",
+    "hsakd": "HSAKD",
+}
+LIGHT = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")  # students whose own learning rate with SSKD and HSAKD is lower
+
+
+def _own_recipe(p, method):
+    """The settings that the literature trains `method` with, where they are not those of all others (methods.md, section 4)."""
+    if not METHODS[method].rotates:
+        return {}
+    light = f"{p['recipe']}_rotating_light"
+    recipe = RECIPES[light if p["student_model"] in LIGHT and light in RECIPES else f"{p['recipe']}_rotating"]
+    return {key: value for key, value in recipe.items() if key != "epochs"}
+
+
+# The epochs of the heads of a frozen teacher, as a part of the teacher's own: 60 and 100 of 240.
+HEAD_EPOCHS = {"sskd_teacher": 60 / 240, "hsakd_teacher": 100 / 240}
+
+
+def _ready_for(p, method, teachers):
+    """The teachers of `method`: with the heads that it needs, where it needs some, trained while the teacher is frozen."""
+    needed = METHODS[method].teacher_method
+    if needed is None:
+        return teachers
+    epochs = max(1, round(HEAD_EPOCHS[needed] * p["teacher_epochs"]))
+    stage = RECIPES[f"{p['recipe']}_{needed}"] | {"epochs": epochs, "eval_every": epochs}
+    return [teacher_of_method(method, teacher, **stage) for teacher in teachers]
+
+
+def _compared(p, method, teachers, **what):
+    """The students of a compared method under its own recipe, unless `what` says otherwise."""
+    settings = {"crd": {"negatives": p["negatives"]}}.get(method, {})
+    own = _own_recipe(p, method) | {"method": method, "settings": settings} | what
+    return _students(p, _ready_for(p, method, teachers), **own)
+
+
+@EXPERIMENTS.add("05_compatibility")
+def compatibility(p):
+    """(e): compared methods without augmentation, with rotation and with JDA, under their own recipe and one matched recipe."""
+    teachers = _teachers(p)
+    arms, facts, claims = {"teacher": teachers}, {}, []
+    for method in _methods(p):
+        recipes = {"own": {}} | (
+            {"matched": RECIPES[p["recipe"]] | _timing(p, p["student_epochs"])} if _own_recipe(p, method) else {}
+        )
+        for recipe, what in recipes.items():
+            name = NAMES[method] + ", matched" * (recipe == "matched")
+            kinds = {"none": "none", "rotation": "rotation", "JDA": p["policy"]}
+            if METHODS[method].rotates:
+                del kinds["rotation"]  # it turns every view itself
+            for kind, views in kinds.items():
+                arm = name + f" + {kind}" * (kind != "none")
+                arms[arm] = _compared(p, method, teachers, views=views, **what)
+                facts[arm] = {"method": name, "views": kind} | ({} if kind == "none" else {"baseline": name})
+            how = "under the matched recipe" if recipe == "matched" else "under its own recipe"
+            claims.append(more("(e)", f"{NAMES[method]} gains from JDA, {how}", f"{name} + JDA", name, **_least(p)))
+    return Experiment(arms, tuple(claims), facts)
+
+
+def _methods(p):
+    """The methods that 05 compares, as parameter `methods` names them; CcdError for one that cannot be or is named twice."""
+    for method in p["methods"]:
+        if method not in NAMES:
+            raise unknown("method to compare in `methods`", method, NAMES)
+    if len(set(p["methods"])) < len(p["methods"]) or not p["methods"]:
+        raise CcdError(f"methods = {p['methods']}: name each method once, at least one")
+    return p["methods"]
+
+
+CONTROLS = ("constant", "shuffled", "normalised", "probabilities", "centred")
+
+
+@EXPERIMENTS.add("06_ccd")
+def cosine_confidence(p):
+    """CCD against KD + JDA, its own controls, SSKD, HSAKD and HSAKD*."""
+    teachers = _teachers(p)
+    joint = _own_recipe(p, "hsakd") | {"method": "hsakd_teacher"}
+    jointly = _teachers(p, **joint)
+    arms = {
+        "teacher": teachers,
+        "teacher, joint": jointly,
+        "KD": _students(p, teachers),
+        "KD + JDA": _students(p, teachers, views=p["policy"]),
+        "CCD": _students(p, teachers, method="ccd", views=p["policy"]),
+    }
+    for weight in CONTROLS:
+        arms[f"CCD, {weight}"] = _students(p, teachers, method="ccd", views=p["policy"], settings={"weight": weight})
+    arms |= {
+        "SSKD": _compared(p, "sskd", teachers),
+        "HSAKD": _compared(p, "hsakd", teachers),
+        "HSAKD*": _compared(p, "hsakd", jointly),
+    }
+    return Experiment(arms, tuple(_ccd_claims(p)))
+
+
+def _ccd_claims(p):
+    statements = {
+        "KD + JDA": "the cosine weight helps: CCD is more accurate than KD + JDA",
+        "CCD, constant": "it is not only the size of the loss: CCD is more accurate than with the batch's mean weight for all",
+        "CCD, shuffled": "each image needs its own weight: CCD is more accurate than with the weights shuffled",
+        "CCD, normalised": "the size of the loss helps: CCD is more accurate than with weights of mean 1",
+        "CCD, probabilities": "logits are the right place: CCD is more accurate than with the cosine of probabilities",
+        "CCD, centred": "raw logits are the right ones: CCD is more accurate than with the cosine of centred logits",
+        "SSKD": "CCD is more accurate than SSKD",
+        "HSAKD": "CCD is more accurate than HSAKD",
+        "HSAKD*": "CCD is more accurate than HSAKD*, whose teacher is trained jointly",
+    }
+    for arm, statement in statements.items():
+        yield more("CCD", statement, "CCD", arm, **_least(p))
+    yield more(
+        "CCD",
+        "the spread of the weights helps, whatever their size: CCD with weights of mean 1 is more accurate than KD + JDA",
+        "CCD, normalised",
+        "KD + JDA",
+        **_least(p),
+    )

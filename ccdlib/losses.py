@@ -1,7 +1,7 @@
 """Distillation losses: `(student, teacher, labels, **settings) -> {"term": scalar}`; the loop adds the terms and logs them.
 
 `student` and `teacher` are Outputs of the same B inputs. B = V * N rows are views first: [view 1 of N images; view 2; ...].
-`labels` are (N,), one an image, or (B,). The teacher never receives a gradient. Notation of methods.md, section 2:
+`labels` are (N,), one an image, or (B,), or mixed (B, C). The teacher never receives a gradient. Notation of methods.md, section 2:
 p_T(z) = softmax(z / T), KL(a || b) = sum_c a_c (log a_c - log b_c).
 """
 
@@ -12,13 +12,15 @@ from ccdlib.registry import CcdError, Registry
 
 LOSSES = Registry("loss")
 WEIGHTS = Registry("weight")
+HARD_LABELS = {"dkd"}  # losses that ask which class is the right one
+FEATURES = ("map", "pooled")
 
 
 def _labels_of_views(labels, rows):
-    """Labels (B,) from (N,) or (B,): every view of an image has the image's hard label."""
+    """Labels (B,) from (N,) or (B,): every view of an image has its label. Mixed labels are (B, C) already."""
     if len(labels) == 0 or rows % len(labels):
         raise CcdError(f"{len(labels)} labels do not divide {rows} logit rows into views; give one label an image")
-    return labels.repeat(rows // len(labels))
+    return labels if len(labels) == rows else labels.repeat(rows // len(labels))
 
 
 def _same_classes(student, teacher):
@@ -99,3 +101,139 @@ WEIGHTS.update(
     probabilities=lambda o, a: _one_plus_cosine(o.softmax(1), a.softmax(1)),
     centred=lambda o, a: _one_plus_cosine(o - o.mean(1, keepdim=True), a - a.mean(1, keepdim=True)),
 )
+
+
+# ---------------------------------------------------------------- compared losses that need nothing of their own
+
+
+def full(tensor):
+    """A tensor in at least float32: features of a GPU's autocast are bfloat16."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+@LOSSES.add("sp")
+def sp(student, teacher, labels, gamma=3000.0, features="map"):
+    """Similarity preserving (Tung & Mori, ICCV 2019): CE + gamma ||G_t - G_s||_F^2 / B^2.
+
+    G (B, B) is F F^T with rows of length one, F the flattened last feature map (features "map"). The release of the CCD
+    paper has features "pooled" with gamma 1, where the term is at most 2 / B. Terms {"ce", "sp"}.
+    """
+    _same_rows(student, teacher)
+
+    def similarities(output):
+        flat = full(output.feats[-1]).flatten(1) if features == "map" else output.pooled
+        return F.normalize(flat @ flat.T, dim=1)
+
+    difference = similarities(student) - similarities(_detached(teacher))
+    return ce(student, teacher, labels) | {"sp": gamma * difference.square().mean()}
+
+
+@LOSSES.add("at")
+def at(student, teacher, labels, gamma=1000.0):
+    """Attention transfer (Zagoruyko & Komodakis, ICLR 2017): CE + gamma sum_l mean_{i,x} (Q^t_l - Q^s_l)^2.
+
+    Q_l is the sum over channels of the squared feature map of stage l, flattened, of length one in every row. Where the two
+    networks' maps differ in size, the larger is averaged down to the smaller. Terms {"ce", "at"}. Errors: CcdError for
+    networks with different numbers of stages.
+    """
+    _same_rows(student, teacher)
+    if len(student.feats) != len(teacher.feats):
+        raise CcdError(
+            f"attention transfer goes stage by stage: the student's features are {shapes(student.feats)}, the teacher's "
+            f"{shapes(teacher.feats)}; choose networks with as many stages"
+        )
+    pairs = zip(student.feats, _detached(teacher).feats, strict=True)
+    parts = [(_attention(b, a) - _attention(a, b)).square().mean() for a, b in pairs]
+    return ce(student, teacher, labels) | {"at": gamma * sum(parts)}
+
+
+def shapes(feats):
+    """The shapes (channels, height, width) of feature maps, as text."""
+    return ", ".join(str(tuple(f.shape[1:])) for f in feats)
+
+
+def same_size(a, b):
+    """Feature maps a and b, the larger averaged down to the size of the smaller."""
+    side = [min(x, y) for x, y in zip(a.shape[2:], b.shape[2:], strict=True)]
+    return F.adaptive_avg_pool2d(a, side), F.adaptive_avg_pool2d(b, side)
+
+
+def _attention(feature, other):
+    power = full(feature).square().sum(1, keepdim=True)
+    return F.normalize(same_size(power, other[:, :1])[0].flatten(1), dim=1)
+
+
+@LOSSES.add("rkd")
+def rkd(student, teacher, labels, distance=25.0, angle=50.0):
+    """Relational KD (Park et al., CVPR 2019): CE + distance * L_D + angle * L_A, on pooled features of the B rows.
+
+    L_D: mean over ordered pairs of different rows of huber(d^t_ij - d^s_ij), d the distances over their mean. L_A: mean over
+    triples of different rows of huber(a^t_ijk - a^s_ijk), a the cosine of the angle at j. huber(x) = x^2 / 2 where |x| < 1,
+    |x| - 1/2 elsewhere. Memory grows with B^3. Terms {"ce", "distance", "angle"}.
+    """
+    _same_rows(student, teacher)
+    s, t, b = student.pooled, teacher.pooled.detach(), len(student.pooled)
+    # Where rows repeat, both sides are equal and add nothing, so only the counts of different rows are needed.
+    pairs, triples = max(1, b * (b - 1)), max(1, b * (b - 1) * (b - 2))
+    by_distance = F.smooth_l1_loss(_distances(s), _distances(t), reduction="sum") / pairs
+    by_angle = F.smooth_l1_loss(_angles(s), _angles(t), reduction="sum") / triples
+    return ce(student, teacher, labels) | {"distance": distance * by_distance, "angle": angle * by_angle}
+
+
+def _distances(x):
+    d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    return d / (d.sum() / max(1, len(x) * (len(x) - 1))).clamp(min=1e-12)
+
+
+def _angles(x):
+    """(j, i, k): the cosine of the angle at row j between rows i and k."""
+    e = F.normalize(x[None] - x[:, None], dim=2)
+    return e @ e.mT
+
+
+@LOSSES.add("dkd")
+def dkd(student, teacher, labels, temperature=4.0, alpha=1.0, beta=8.0):
+    """Decoupled KD (Zhao et al., CVPR 2022): CE + T^2 mean_i (alpha TCKD_i + beta NCKD_i).
+
+    TCKD: KL between (p_y, 1 - p_y) of teacher and student, y the true class. NCKD: KL between the probabilities of the
+    other classes among themselves. No warm-up of the soft terms. Terms {"ce", "target", "others"}.
+    """
+    _same_classes(student, teacher)
+    true = F.one_hot(_labels_of_views(labels, len(student.logits)), student.logits.shape[1]).bool()
+    rows = [z / temperature for z in (student.logits, teacher.logits.detach())]
+    log_y = [F.log_softmax(z, 1)[true] for z in rows]  # (B,) each
+    others = [z[~true].view(len(z), -1) for z in rows]  # (B, C - 1)
+    log_rest = [z.logsumexp(1) - whole.logsumexp(1) for z, whole in zip(others, rows, strict=True)]
+    binary = [torch.stack(pair, 1) for pair in zip(log_y, log_rest, strict=True)]
+    target = F.kl_div(*binary, reduction="none", log_target=True).sum(1).mean()
+    rest = kl_rows(*others, 1.0).mean()
+    soft = {"target": temperature**2 * alpha * target, "others": temperature**2 * beta * rest}
+    return ce(student, teacher, labels) | soft
+
+
+@LOSSES.add("kd_std")
+def kd_std(student, teacher, labels, temperature=2.0, hard=0.1, soft=9.0):
+    """Logit standardisation (Sun et al., CVPR 2024): hard * CE + soft * T^2 mean_i KL(p_T(Z(z^t_i)) || p_T(Z(z^s_i))).
+
+    Z(z) = (z - mean) / standard deviation, over the classes of a row. Terms {"ce", "kd"}.
+    """
+    _same_classes(student, teacher)
+
+    def standard(z):
+        return (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True, correction=0).clamp(min=1e-7)
+
+    rows = kl_rows(standard(student.logits), standard(teacher.logits), temperature)
+    return {"ce": hard * ce(student, teacher, labels)["ce"], "kd": soft * temperature**2 * rows.mean()}
+
+
+def _detached(teacher):
+    return teacher._replace(feats=tuple(f.detach() for f in teacher.feats), pooled=teacher.pooled.detach())
+
+
+def _same_rows(student, teacher):
+    if teacher is None:
+        raise CcdError("this loss compares a student with a teacher; give the teacher's Output too")
+    if len(student.logits) != len(teacher.logits):
+        raise CcdError(
+            f"{len(student.logits)} rows of the student and {len(teacher.logits)} of the teacher; both must see the same inputs"
+        )

@@ -3,6 +3,7 @@
     config.json          what was asked for, and what the data and the teacher were
     curves.csv           one row an epoch
     weights.safetensors  the network after the last epoch
+    heads.safetensors    of a teacher whose method trains heads that students need
     resume.pt            while unfinished: weights, momentum, curves of the last finished epoch
     metrics.json         written last, the mark of a finished run: accuracies and provenance
 
@@ -19,6 +20,7 @@ import platform
 import subprocess
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -38,7 +40,7 @@ from ccdlib.registry import CcdError
 PROTOCOL = 1
 
 # The modules whose code can change a result; their hash is kept with every run.
-SHAPING = ("augment", "config", "data", "losses", "models/__init__", "models/shufflenet", "streams", "train")
+SHAPING = ("augment", "config", "data", "losses", "methods", "models/__init__", "models/shufflenet", "streams", "train")
 
 
 class DamagedRun(CcdError):
@@ -173,8 +175,12 @@ def identity(config, data_facts, precision):
     facts = config.model_dump(mode="json", exclude=unused) | {"precision": precision}
     if config.policy:
         facts |= {"steps": config.policy.steps, "p": config.policy.p}
+    elif config.augmentation:
+        facts |= {"augmentation": asdict(config.augmentation)}
     if isinstance(config.teacher, Checkpoint):
         facts["teacher"] = {"model": config.teacher.model, "sha256": sha256(existing(config.teacher.file))}
+        if config.teacher.heads:
+            facts["teacher"] |= {"method": config.teacher.method, "heads": sha256(existing(config.teacher.heads))}
     elif config.teacher is not None:
         facts["teacher"] = identity(config.teacher, data_facts, precision)
     return facts | {"data": data_facts(config), "protocol": PROTOCOL}
@@ -288,13 +294,14 @@ class Folder:
         asked = self.config.model_dump(mode="json")
         write_whole(self.file("config.json"), json.dumps({"asked": asked, "identity": self.facts}, indent=2) + "\n")
 
-    def save_state(self, epoch, network, optimiser, rows):
+    def save_state(self, epoch, network, method, optimiser, rows):
         """Keep what the next epoch needs: tensors, strings and numbers only."""
-        kept = (optimiser.state[p].get("momentum_buffer") for p in network.parameters())
+        kept = (optimiser.state[p].get("momentum_buffer") for p in _trained(optimiser))
         momentum = [buffer for buffer in kept if buffer is not None]  # none at all without momentum
         state = {
             "epochs_done": epoch,
             "weights": network.state_dict(),
+            "method": method.state_dict(),
             "momentum": momentum,
             "curves": json.dumps(rows),
         }
@@ -302,7 +309,7 @@ class Folder:
         torch.save(state, buffer)
         write_whole(self.file("resume.pt"), buffer.getvalue())
 
-    def load_state(self, network, optimiser):
+    def load_state(self, network, method, optimiser):
         """(epochs done, curve rows), after putting the kept weights and momentum back; (0, []) for a fresh run."""
         if not self.file("resume.pt").exists():
             return 0, []
@@ -310,7 +317,8 @@ class Folder:
             state = torch.load(self.file("resume.pt"), map_location="cpu", weights_only=True)
             rows = json.loads(state["curves"])
             network.load_state_dict(state["weights"])
-            parameters = network.parameters() if self.config.momentum else ()
+            method.load_state_dict(state["method"])
+            parameters = _trained(optimiser) if self.config.momentum else ()
             for parameter, kept in zip(parameters, state["momentum"], strict=True):
                 # Laid out like its parameter, so that the update runs the same code as without the interruption.
                 optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(kept)
@@ -318,11 +326,15 @@ class Folder:
             raise self._damaged("resume.pt", f"{type(error).__name__}: {str(error)[:200]}") from error
         return state["epochs_done"], rows
 
-    def finish(self, network, rows, metrics):
+    def finish(self, network, method, rows, metrics):
         """Write curves, weights and, last, the done-marker; then drop the resume state."""
         self.save_curves(rows)
         save_weights(self.file("weights.safetensors"), network, self.config.model)
-        metrics = metrics | {"sha256": {name: sha256(self.file(name)) for name in ("weights.safetensors", "curves.csv")}}
+        names = ["weights.safetensors", "curves.csv"]
+        if method.keeps:
+            save_weights(self.file("heads.safetensors"), method, self.config.model)
+            names.append("heads.safetensors")
+        metrics = metrics | {"sha256": {name: sha256(self.file(name)) for name in names}}
         write_whole(self.file("metrics.json"), json.dumps(metrics, indent=2) + "\n")
         self.file("resume.pt").unlink(missing_ok=True)
 
@@ -333,6 +345,11 @@ class Folder:
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.file("curves.csv"), text.getvalue())
+
+
+def _trained(optimiser):
+    """The parameters that an optimiser trains, in its order."""
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
 
 
 def _number(text):

@@ -8,7 +8,7 @@ import hashlib
 
 import torch
 
-STREAMS = ("weights", "order", "base", "policy", "share", "subset")
+STREAMS = ("weights", "heads", "order", "base", "policy", "share", "subset", "negatives")
 
 
 def stream(seed, name, *where):

@@ -5,16 +5,18 @@ import os
 import sys
 import time
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from ccdlib.augment import Crops, crop_and_flip, draw_crops, normalise, rotations
+from ccdlib.augment import Crops, Mix, crop_and_flip, draw_crops, normalise, rotations
 from ccdlib.config import Checkpoint, RunConfig
-from ccdlib.data import load_data
-from ccdlib.losses import LOSSES
-from ccdlib.models import build
+from ccdlib.data import Data, load_data
+from ccdlib.methods import METHODS, Batch, Given, Method, make
+from ccdlib.models import Backbone, build
 from ccdlib.registry import CcdError
 from ccdlib.runs import DamagedRun, Folder, best_device, existing, identity, load_weights, provenance
 from ccdlib.streams import stream
@@ -32,7 +34,8 @@ class Result:
 
     accuracy: top-1 on the test set after the last epoch, in percent: the result. best_on_test: the best epoch's, chosen on
     the test set itself and therefore too high; only for comparison with papers that report it. curves: one dict an epoch.
-    folder: the run's folder. seconds: of training, over all pieces. model(): the network, in eval mode on the CPU.
+    folder: the run's folder. seconds: of training, over all pieces. model(): the network, in eval mode on the CPU. heads(): the
+    method with its trained heads, for teachers whose method keeps them.
     """
 
     config: RunConfig
@@ -52,6 +55,10 @@ class Result:
         """The trained network, in eval mode on the CPU."""
         network = build(self.config.model, classes=self.classes, channels=self.channels)
         return load_weights(self.folder / "weights.safetensors", network, self.config.model).eval()
+
+    def heads(self):
+        """The method with its trained heads, in eval mode on the CPU; None for a method that keeps none."""
+        return _heads(self.config, self.folder / "heads.safetensors", self.model(), _data(self.config))
 
 
 def fit(config, show="auto", repair=None):
@@ -73,13 +80,13 @@ def fit(config, show="auto", repair=None):
     found = folder.ready(repair)
     if not found:
         _check_fits(config, data)
-        teacher = _teacher(config, data, show, repair)
+        taught_by = _teacher(config, data, show, repair)
         with folder.lock():
             found = folder.ready(repair)  # another process may have finished it meanwhile
             if not found:
                 if folder.finished:
                     folder.set_aside()
-                _train(config, data.to(device), teacher, folder, device, show, repair)
+                _train(config, data.to(device), taught_by, folder, device, show, repair)
     if found and show == "epochs":
         for row in folder.curves():
             print(_line(config, row))
@@ -112,8 +119,8 @@ def check(configs):
         raise CcdError("there is nothing to train; ask for at least one seed (parameter `seeds`)")
     seen = set()
     for config in configs:
-        # Of seeds, methods and views nothing can go wrong here; configurations that differ in no more are one case.
-        case = [(c.data, c.side, c.n_train, c.model, c.device) for c in (config, config.teacher) if isinstance(c, RunConfig)]
+        # Of seeds and views nothing can go wrong here; configurations that differ in no more are one case.
+        case = [_shape_of(c) for c in (config, config.teacher) if isinstance(c, RunConfig)]
         if str(case) not in seen:
             seen.add(str(case))
             _device(config.device)
@@ -122,14 +129,20 @@ def check(configs):
             _check_fits(config, data)
 
 
+def _shape_of(config):
+    return config.data, config.side, config.n_train, config.model, config.method, config.settings, config.device
+
+
 def _check_fits(config, data):
-    """One image through the network: some networks halve small images to nothing."""
+    """One image through the network: some networks halve small images to nothing. And the method's heads with untrained ones."""
     network = build(config.model, data.classes, data.channels, config.seed)
     try:
         predict(network, data, data.test_images[:1])
     except RuntimeError as error:
         shape = tuple(data.test_images.shape[1:])
         raise CcdError(f"model {config.model!r} cannot take images of shape {shape} ({error}); use larger ones") from error
+    teacher = config.teacher and build(config.teacher.model, data.classes, data.channels)
+    _method(config, data, network, teacher, None)
 
 
 def _data(config):
@@ -146,15 +159,42 @@ def _check_teacher(config, data):
             )
 
 
+class TaughtBy(NamedTuple):
+    """The teacher of a run, in eval mode on the CPU, and the heads that its method trained; both may be None."""
+
+    network: Backbone | None = None
+    heads: Method | None = None
+
+
 def _teacher(config, data, show, repair):
-    """The teacher network in eval mode on the CPU, trained first if it has to be; None where there is none."""
+    """The TaughtBy of a configuration, trained first if it has to be."""
+    if config.teacher is None:
+        return TaughtBy()
     if isinstance(config.teacher, Checkpoint):
         network = build(config.teacher.model, classes=data.classes, channels=data.channels)
-        return load_weights(existing(config.teacher.file), network, config.teacher.model).eval()
-    if config.teacher is None:
-        return None
+        network = load_weights(existing(config.teacher.file), network, config.teacher.model).eval()
+        heads = config.teacher.heads and _heads(config.teacher, existing(config.teacher.heads), network, data)
+        return TaughtBy(network, heads)
     taught = config.teacher.model_copy(update={"device": config.device})
-    return fit(taught, show="bar" if show == "bar" else "none", repair=repair).model()
+    result = fit(taught, show="bar" if show == "bar" else "none", repair=repair)
+    return TaughtBy(result.model(), result.heads())
+
+
+def _heads(teacher, file, network, data):
+    """The method of `teacher` (a RunConfig or Checkpoint) with its heads from a file; None for a method that keeps none."""
+    if not METHODS[teacher.method].keeps:
+        return None
+    heads = make(teacher.method, _given(data, network), getattr(teacher, "settings", None))
+    return load_weights(file, heads, teacher.model).requires_grad_(False).eval()
+
+
+def _given(data, student, teacher=None, heads=None, seed=0):
+    shape = tuple(data.test_images.shape[1:])
+    return Given(student, teacher, heads, shape, data.classes, data.train_labels, seed)
+
+
+def _method(config, data, network, teacher, heads):
+    return make(config.method, _given(data, network, teacher, heads, config.seed), config.settings)
 
 
 # ---------------------------------------------------------------- views
@@ -170,75 +210,149 @@ class EpochViews:
 
     def __init__(self, config, data, epoch):
         self.config, self.data = config, data
-        n = len(data.train_labels)
+        n, self.epoch, self.made = len(data.train_labels), epoch, config.augmentation
         flip = data.flip if config.flip is None else config.flip
-        twins = config.twins if config.policy else 0
+        twins = config.twins * getattr(self.made, "candidates", 1) if self.made else 0
         base_views = {"base": 2}.get(config.views, 1 + twins)
         if config.views == "raw":
             self.crops = [Crops(torch.full((n, 2), data.pad), torch.zeros(n, dtype=torch.bool))]
         else:
             self.crops = [draw_crops(n, data.pad, flip, stream(config.seed, "base", epoch, v)) for v in range(base_views)]
         generator = stream(config.seed, "policy", epoch)
-        self.draws = [config.policy.draw(n, generator) for _ in range(twins)]
+        self.draws = [self.made.draw(n, generator) for _ in range(twins)]
         rank = torch.randperm(n, generator=stream(config.seed, "share", epoch))
         self.has_twin = rank < round(config.share * n)  # (n,)
 
-    def batch(self, rows):
-        """Inputs and labels of the images in `rows` (CPU row numbers), views first: (B, C, H, W) float32 normalised, (B,).
-
-        B is views * len(rows), or fewer where only a share of the images has twins.
-        """
+    def batch(self, rows, step=0):
+        """The Batch of the images in `rows` (CPU row numbers), views first; B is views * len(rows), or fewer where only a
+        share of the images has twins."""
         owners = [rows if v == 0 else rows[self.has_twin[rows]] for v in range(len(self.crops))]
-        views = torch.cat([self._view(v, images) for v, images in enumerate(owners)])
+        made = [self._view(v, images) for v, images in enumerate(owners)]
+        views, labels = (torch.cat(parts) for parts in zip(*made, strict=True))
         if self.config.views == "rotation":
-            views, owners = rotations(views), [rows] * 4
-        labels = self.data.train_labels[torch.cat(owners).to(self.data.train_labels.device)]
-        return normalise(views, self.data.mean, self.data.std), labels
+            views, owners, labels = rotations(views), [rows] * 4, labels.repeat(4)
+        inputs = normalise(views, self.data.mean, self.data.std)
+        return Batch(inputs, labels, torch.cat(owners), tuple(map(len, owners)), (self.epoch, step))
 
     def _view(self, v, rows):
+        """View v of the images in `rows`, and its labels: (n,), or (n, classes) of all views where some are mixed."""
+        labels = self.data.train_labels[rows.to(self.data.train_labels.device)]
+        images = self._cropped(v, rows)
+        if not isinstance(self.made, Mix):
+            return images, labels
+        labels = F.one_hot(labels, self.data.classes).float()
+        if v == 0:
+            return images, labels
+        draws = self.draws[v - 1][rows]
+        mixed, share = self.made.apply(images, self._cropped(v, draws.partners), draws)
+        theirs = F.one_hot(self.data.train_labels[draws.partners.to(labels.device)], self.data.classes)
+        return mixed, share[:, None] * labels + (1 - share[:, None]) * theirs
+
+    def _cropped(self, v, rows):
         images = self.data.train_images[rows.to(self.data.train_images.device)]
-        if v and self.draws:
-            images = self.config.policy.apply(images, self.draws[v - 1][rows])
+        if v and self.draws and not isinstance(self.made, Mix):
+            images = self.made.apply(images, self.draws[v - 1][rows])
         return crop_and_flip(images, self.crops[v][rows], self.data.pad)
 
 
 # ---------------------------------------------------------------- the loop
 
 
-def _student_and_optimiser(config, data, device):
-    network = build(config.model, data.classes, data.channels, config.seed).to(device, memory_format=torch.channels_last)
+@dataclass(frozen=True)
+class Trainee:
+    """All that a training step needs: the student, its teacher, the method between them, the optimiser of what is trained.
+
+    frozen: the network stays as it is and only the method's heads are trained.
+    """
+
+    config: RunConfig
+    data: Data
+    device: torch.device
+    network: Backbone
+    teacher: Backbone | None
+    method: Method
+    optimiser: torch.optim.Optimizer
+    frozen: bool
+
+    def step(self, batch):
+        """One optimiser step on a Batch: (terms, right answers, inputs that count), without waiting for a GPU."""
+        batch = self._picked(batch)
+        inputs = batch.turned().inputs if self.method.rotates else batch.inputs
+        target = None if self.teacher is None else self.answers(self.teacher, inputs)
+        output = self.answers(self.network, inputs) if self.frozen else self._forward(self.network, inputs)
+        terms = self.method(output, target, batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        sum(terms.values()).backward()
+        self.optimiser.step()
+        said, labels = output.logits[: len(batch.labels)].argmax(1), batch.labels
+        return terms, (said == (labels if labels.ndim == 1 else labels.argmax(1))).sum(), len(labels)
+
+    def answers(self, network, inputs):
+        """The Output of a network that is not trained."""
+        with torch.no_grad():
+            return self._forward(network, inputs)
+
+    def _forward(self, network, inputs):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            return _float(network(inputs))
+
+    def _picked(self, batch):
+        """CutMixPick: of the candidates, those of which the teacher is least certain, as many as there would be twins."""
+        candidates = getattr(self.config.augmentation, "candidates", 1)
+        if candidates == 1:
+            return batch
+        first = batch.sizes[0]
+        log_p = self.answers(self.teacher, batch.inputs[first:]).logits.log_softmax(1)
+        entropy = -(log_p.exp() * log_p).sum(1)  # (candidates,)
+        best = entropy.argsort(descending=True, stable=True)[: len(entropy) // candidates]
+        originals = torch.arange(first, device=best.device)
+        return batch.kept(torch.cat([originals, first + best.sort().values]))
+
+
+def prepare(config, data, device, taught_by):
+    """The Trainee of a configuration on `device`, where `data` is; taught_by: its TaughtBy."""
+    network = build(config.model, data.classes, data.channels, config.seed)
+    teacher, heads = taught_by
+    frozen = METHODS[config.method].freezes and teacher is not None
+    if frozen:  # the teacher is the network whose heads are trained
+        network.load_state_dict(teacher.state_dict())
+        network.requires_grad_(False)
+        teacher = None
+    network = network.to(device, memory_format=torch.channels_last)
+    teacher = teacher and teacher.to(device, memory_format=torch.channels_last)
+    method = _method(config, data, network, teacher, heads and heads.to(device)).to(device)
+    parameters = [p for part in (network, method) for p in part.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(
-        network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
+        parameters, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
     )
-    return network, optimiser
+    return Trainee(config, data, device, network, teacher, method, optimiser, frozen)
 
 
-def _train(config, data, teacher, folder, device, show, repair):
-    network, optimiser = _student_and_optimiser(config, data, device)
-    if teacher is not None:
-        teacher = teacher.to(device, memory_format=torch.channels_last)
+def _train(config, data, taught_by, folder, device, show, repair):
+    trainee = prepare(config, data, device, taught_by)
+    parts = trainee.network, trainee.method, trainee.optimiser
     try:
-        done, rows = folder.load_state(network, optimiser)
+        done, rows = folder.load_state(*parts)
     except DamagedRun:
         if not repair:
             raise
         folder.file("resume.pt").rename(folder.file("resume.damaged.pt"))
-        return _train(config, data, teacher, folder, device, show, repair)
+        return _train(config, data, taught_by, folder, device, show, repair)
     folder.start()
     for epoch in _epochs(config, done, show):
         began = time.perf_counter()
-        row = _epoch(config, data, teacher, network, optimiser, epoch, device)
+        row = _epoch(trainee, epoch)
         last = epoch + 1 == config.epochs
         row["test_accuracy"] = None
         if last or (epoch + 1) % config.eval_every == 0:
-            row["test_accuracy"] = evaluate(network, data, device)["accuracy"]
+            row["test_accuracy"] = evaluate(trainee.network, data, device)["accuracy"]
         rows.append(row | {"seconds": round(time.perf_counter() - began, 4)})
         if not last:
-            folder.save_state(epoch + 1, network, optimiser, rows)
+            folder.save_state(epoch + 1, *parts, rows)
             folder.save_curves(rows)
         if show == "epochs":
             print(_line(config, rows[-1]))
-    folder.finish(network, rows, _metrics(rows, data, device, len(rows) - done))
+    folder.finish(trainee.network, trainee.method, rows, _metrics(rows, data, device, len(rows) - done))
 
 
 def steps_an_epoch(images, batch):
@@ -246,28 +360,21 @@ def steps_an_epoch(images, batch):
     return math.ceil(images / batch)
 
 
-def _epoch(config, data, teacher, network, optimiser, epoch, device):
+def _epoch(trainee, epoch):
     """Train one epoch; its row of the curves."""
-    network.train()
-    for group in optimiser.param_groups:
+    config, data = trainee.config, trainee.data
+    trainee.network.train(not trainee.frozen)
+    trainee.method.train()
+    for group in trainee.optimiser.param_groups:
         group["lr"] = config.lr_at(epoch)
-    loss, views = LOSSES[config.method], EpochViews(config, data, epoch)
+    views = EpochViews(config, data, epoch)
     order = torch.randperm(len(data.train_labels), generator=stream(config.seed, "order", epoch))
     history, correct, seen = [], 0, 0
     # Parts of nearly equal size: no last batch of one image, on which batch norm fails.
-    for rows in order.tensor_split(steps_an_epoch(len(order), config.batch)):
-        inputs, labels = views.batch(rows)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            with torch.no_grad():
-                target = None if teacher is None else _float(teacher(inputs))
-            output = _float(network(inputs))
-        terms = loss(output, target, labels, **config.settings)
-        optimiser.zero_grad(set_to_none=True)
-        sum(terms.values()).backward()
-        optimiser.step()
+    for step, rows in enumerate(order.tensor_split(steps_an_epoch(len(order), config.batch))):
+        terms, right, inputs = trainee.step(views.batch(rows, step))
         history.append(torch.stack([t.detach() for t in terms.values()]))
-        correct = correct + (output.logits.argmax(1) == labels).sum()
-        seen += len(inputs)
+        correct, seen = correct + right, seen + inputs
     # Looked at once an epoch, so that a GPU never waits for it; the state before this epoch is still on disk.
     history = torch.stack(history)  # (steps, terms)
     broken = (~history.isfinite().all(1)).nonzero()
@@ -277,7 +384,8 @@ def _epoch(config, data, teacher, network, optimiser, epoch, device):
             f"{dict(zip(terms, history[broken[0].item()].tolist(), strict=True))}. The state after epoch {epoch} is kept; "
             f"lower lr (it was {config.lr:g}), or look at the data"
         )
-    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+    states = (part.state_dict().values() for part in (trainee.network, trainee.method))
+    if not all(tensor.isfinite().all() for tensor in chain.from_iterable(states)):
         raise Diverged(
             f"the weights are not finite numbers any more after epoch {epoch + 1}, step {len(history)}. The state after epoch "
             f"{epoch} is kept; lower lr (it was {config.lr:g}), or look at the data"
@@ -294,22 +402,30 @@ def pace(config):
     device, data = _device(config.device), _data(config)
     images = len(data.train_labels)
     few = replace(data, **{name: getattr(data, name)[: 3 * config.batch] for name in ("train_images", "train_labels")})
-    few, data = few.to(device), data.to(device)
-    network, optimiser = _student_and_optimiser(config, data, device)
-    teacher = config.teacher and build(config.teacher.model, data.classes, data.channels).eval()
-    teacher = teacher and teacher.to(device, memory_format=torch.channels_last)
+    data = data.to(device)
+    trainee = replace(prepare(config, data, device, untrained(config, data)), data=few.to(device))
     for epoch in range(2):  # the first warms up
         began = time.perf_counter()
-        _epoch(config, few, teacher, network, optimiser, epoch, device)
+        _epoch(trainee, epoch)
     step = (time.perf_counter() - began) / steps_an_epoch(len(few.train_labels), config.batch)
     began = time.perf_counter()
-    evaluate(network, data, device)
+    evaluate(trainee.network, data, device)
     test = time.perf_counter() - began
 
     def seconds(other):
         return other.epochs * steps_an_epoch(images, other.batch) * step + math.ceil(other.epochs / other.eval_every) * test
 
     return seconds
+
+
+def untrained(config, data):
+    """The TaughtBy that a configuration asks for, with untrained weights: as much work as the trained one."""
+    if config.teacher is None:
+        return TaughtBy()
+    network = build(config.teacher.model, data.classes, data.channels).eval()
+    needed = METHODS[config.method].teacher_method
+    heads = needed and make(needed, _given(data, network)).requires_grad_(False).eval()
+    return TaughtBy(network, heads)
 
 
 def _float(output):

@@ -22,6 +22,7 @@ CIFAR = {
     "mobilenet_v2": (812_836, 25.7),
     "shufflenet_v1": (949_258, 38.7),
     "shufflenet_v2": (1_355_528, 44.5),
+    "resnet50_cifar": (23_705_252, 1298.0),
 }
 IMAGENET = {"resnet18": (11_689_512, 1814.1), "resnet34": (21_797_672, 3663.8)}
 FAMILIES = ["resnet8", "wrn_16_1", "vgg13", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2", "resnet18"]
@@ -50,7 +51,7 @@ def test_output_contract(name, channels, side):
     out = network(torch.randn(4, channels, side, side, generator=torch.Generator().manual_seed(0)))
     assert out.logits.shape == (4, 7)
     assert out.pooled.shape == (4, network.head.in_features)
-    assert len(out.feats) == (4 if name == "resnet18" else 3)
+    assert len(out.feats) == (4 if name in ("resnet18", "vgg13", "mobilenet_v2") else 3)
     assert all(f.ndim == 4 and len(f) == 4 for f in out.feats)
     sides = [f.shape[-1] for f in out.feats]
     assert sides == sorted(sides, reverse=True)

@@ -23,10 +23,15 @@ class Output(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Stem, stages, tail, global average, linear head; a kept library makes all but the last two."""
+    """Stem, stages, tail, global average, linear head; a kept library makes all but the last two.
 
-    def __init__(self, stem, stages, tail, width, classes):
+    again: a function that makes the units of the last stage once more, from its own output at its own size, for HSAKD's
+    branch after that stage.
+    """
+
+    def __init__(self, stem, stages, tail, width, classes, again):
         super().__init__()
+        self.again = again
         self.stem, self.stages, self.tail = stem, nn.ModuleList(stages), tail
         self.head = nn.Linear(width, classes)
 
@@ -59,10 +64,11 @@ def build(name, classes=10, channels=3, seed=0):
         raise CcdError(f"channels = {channels!r} for model {name!r}: allowed are 1 (grey) and 3 (RGB)")
     with torch.device("meta"):  # no memory, no random numbers: the weights are drawn below, from our own stream
         network = make(classes, channels)
-    return _initialise(network.to_empty(device="cpu"), stream(seed, "weights"))
+    return initialise(network.to_empty(device="cpu"), stream(seed, "weights"))
 
 
-def _initialise(network, generator):
+def initialise(network, generator):
+    """Draw all weights of `network` (convolutions, linear layers, batch norms) from `generator`; see build."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
@@ -76,7 +82,7 @@ def _initialise(network, generator):
             module.reset_running_stats()
             module.reset_parameters()
         elif next(module.parameters(recurse=False), None) is not None:
-            raise TypeError(f"no initialisation is written for {type(module).__name__}; add it to _initialise")
+            raise TypeError(f"no initialisation is written for {type(module).__name__}; add it to initialise")
     return network
 
 
@@ -85,24 +91,29 @@ def _initialise(network, generator):
 
 def _resnet(depth, widths=(16, 32, 64), stem=16):
     def make(classes, channels):
+        from pytorchcv.models.resnet import ResUnit
         from pytorchcv.models.resnet_cifar import CIFARResNet
 
         blocks = (depth - 2) // 6
         net = CIFARResNet([[w] * blocks for w in widths], stem, bottleneck=False, in_channels=channels).features
-        return Backbone(net.init_block, [net.stage1, net.stage2, net.stage3], nn.Identity(), widths[-1], classes)
+        stages, last = [net.stage1, net.stage2, net.stage3], widths[-1]
+        again = _units(blocks, ResUnit, last, last, stride=1, bottleneck=False)
+        return Backbone(net.init_block, stages, nn.Identity(), last, classes, again)
 
     return make
 
 
 def _wrn(depth, widen):
     def make(classes, channels):
+        from pytorchcv.models.preresnet import PreResUnit
         from pytorchcv.models.wrn_cifar import CIFARWRN
 
         blocks = (depth - 4) // 6
         widths = [16 * widen, 32 * widen, 64 * widen]
         net = CIFARWRN([[w] * blocks for w in widths], 16, in_channels=channels).features
         stages = [net.stage1, net.stage2, net.stage3]
-        return Backbone(net.init_block, stages, net.post_activ, widths[-1], classes)
+        again = _units(blocks, PreResUnit, widths[-1], widths[-1], stride=1, bottleneck=False, conv1_stride=False)
+        return Backbone(net.init_block, stages, net.post_activ, widths[-1], classes, again)
 
     return make
 
@@ -114,8 +125,13 @@ def _vgg13(classes, channels):
         [64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, 512, 512], batch_norm=True
     )
     layers[0] = nn.Conv2d(channels, 64, 3, padding=1)
-    # Two convolutions are six layers (conv, norm, ReLU twice); a stage begins with its pooling.
-    return Backbone(layers[:6], [layers[6:13], layers[13:20], layers[20:]], nn.Identity(), 512, classes)
+    # Two convolutions are six layers (conv, norm, ReLU twice); a stage begins with its pooling. There is no stem.
+    stages = [layers[:6], layers[6:13], layers[13:20], layers[20:]]
+
+    def again():
+        return torchvision.models.vgg.make_layers([512] * 5, batch_norm=True)[3:]  # the first has three inputs
+
+    return Backbone(nn.Identity(), stages, nn.Identity(), 512, classes, again)
 
 
 def _mobilenet_v2(classes, channels):
@@ -135,14 +151,20 @@ def _mobilenet_v2(classes, channels):
     ]
     net = torchvision.models.MobileNetV2(width_mult=0.5, inverted_residual_setting=setting, round_nearest=1).features
     net[0][0] = nn.Conv2d(channels, 16, 3, stride=1, padding=1, bias=False)
-    # Blocks 1 to 17 after the stem; a stage begins where the resolution halves.
-    return Backbone(net[:4], [net[4:7], net[7:14], net[14:18]], net[18], 1280, classes)
+    unit = torchvision.models.mobilenetv2.InvertedResidual
+
+    def again():
+        return nn.Sequential(unit(160, 80, 1, 6), unit(80, 80, 1, 6), unit(80, 80, 1, 6), unit(80, 160, 1, 6))
+
+    # Blocks 1 to 17 after the stem; a stage ends where the resolution is about to halve.
+    return Backbone(net[:2], [net[2:4], net[4:7], net[7:14], net[14:18]], net[18], 1280, classes, again)
 
 
 def _shufflenet_v1(classes, channels):
-    from ccdlib.models.shufflenet import stages
+    from ccdlib.models.shufflenet import ShuffleUnit, stages
 
-    return Backbone(_pointwise_stem(channels), stages(), nn.Identity(), 960, classes)
+    again = _units(4, ShuffleUnit, 960, 960, groups=3, stride=1, first_groups=3)
+    return Backbone(_pointwise_stem(channels), stages(), nn.Identity(), 960, classes, again)
 
 
 def _shufflenet_v2(classes, channels):
@@ -150,12 +172,34 @@ def _shufflenet_v2(classes, channels):
 
     net = torchvision.models.shufflenet_v2_x1_0()
     stages = [net.stage2, net.stage3, net.stage4]
-    return Backbone(_pointwise_stem(channels), stages, net.conv5, 1024, classes)
+    unit = torchvision.models.shufflenetv2.InvertedResidual
+
+    def again():
+        first = unit(464, 464, 2)  # both branches, as where the resolution halves, which it does not here
+        first.branch1[0].stride = first.branch2[3].stride = (1, 1)
+        return nn.Sequential(first, *(unit(464, 464, 1) for _ in range(3)))
+
+    return Backbone(_pointwise_stem(channels), stages, net.conv5, 1024, classes, again)
+
+
+def _units(count, unit, *arguments, **settings):
+    """A function that makes `count` units of a stage, one after the other."""
+    return lambda: nn.Sequential(*(unit(*arguments, **settings) for _ in range(count)))
 
 
 def _pointwise_stem(channels):
     """The ShuffleNets' stem for small images: 1 x 1, stride 1, no pooling."""
     return nn.Sequential(nn.Conv2d(channels, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU(inplace=True))
+
+
+def _resnet50_cifar(classes, channels):
+    from ccdlib.vision import torchvision
+
+    net = torchvision.models.resnet50()
+    net.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu)
+    again = _units(3, torchvision.models.resnet.Bottleneck, 2048, 512)
+    return Backbone(stem, [net.layer1, net.layer2, net.layer3, net.layer4], nn.Identity(), 2048, classes, again)
 
 
 def _imagenet_resnet(name):
@@ -165,7 +209,8 @@ def _imagenet_resnet(name):
         net = getattr(torchvision.models, name)()
         net.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
         stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
-        return Backbone(stem, [net.layer1, net.layer2, net.layer3, net.layer4], nn.Identity(), 512, classes)
+        again = _units(len(net.layer4), torchvision.models.resnet.BasicBlock, 512, 512)
+        return Backbone(stem, [net.layer1, net.layer2, net.layer3, net.layer4], nn.Identity(), 512, classes, again)
 
     return make
 
@@ -184,6 +229,7 @@ MODELS.update(
     mobilenet_v2=_mobilenet_v2,
     shufflenet_v1=_shufflenet_v1,
     shufflenet_v2=_shufflenet_v2,
+    resnet50_cifar=_resnet50_cifar,
     resnet18=_imagenet_resnet("resnet18"),
     resnet34=_imagenet_resnet("resnet34"),
 )
