@@ -481,7 +481,7 @@ class Mix:
             half = (1 - draws.shares).sqrt() * length / 2
             centre = draws.centres[:, axis] * length
             middle = torch.arange(length) + 0.5  # a pixel is in the box when its middle is
-            inside.append(((middle - centre[:, None]).abs() < half[:, None]))
+            inside.append((middle - centre[:, None]).abs() < half[:, None])
         return inside[0][:, :, None] & inside[1][:, None, :]
 
 

@@ -144,8 +144,8 @@ class RunConfig(Strict):
         if self.method == "ccd" and (self.views_per_image != 2 or unpaired):
             raise CcdError(
                 f"method 'ccd' weighs two views an image; views {self.views!r}, twins {self.twins} and share {self.share:g} "
-                f"give {self.views_per_image:g}{' that are no pairs' * unpaired}. Use twins 1, share 1 and one of the views base, "
-                f"{', '.join(name for name in TWINNED if name != 'cutmixpick')}"
+                f"give {self.views_per_image:g}{' that are no pairs' * unpaired}. Use twins 1, share 1 and one of the views "
+                f"base, {', '.join(name for name in TWINNED if name != 'cutmixpick')}"
             )
         self._check_views_of_method(METHODS[self.method])
         self._check_teacher(METHODS[self.method])
@@ -155,8 +155,8 @@ class RunConfig(Strict):
         if method.rotates and self.views == "rotation":
             allowed = [name for name in VIEWS if name != "rotation" and not isinstance(AUGMENTATIONS.get(name), Mix)]
             raise CcdError(
-                f"method {self.method!r} turns every view by 0, 90, 180 and 270 degrees itself; views 'rotation' would do it twice. "
-                f"Allowed views: {', '.join(allowed)}"
+                f"method {self.method!r} turns every view by 0, 90, 180 and 270 degrees itself; views 'rotation' would do it "
+                f"twice. Allowed views: {', '.join(allowed)}"
             )
         if method.hard_labels and isinstance(self.augmentation, Mix):
             allowed = [name for name in VIEWS if not isinstance(AUGMENTATIONS.get(name), Mix)]

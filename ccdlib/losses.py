@@ -1,8 +1,8 @@
 """Distillation losses: `(student, teacher, labels, **settings) -> {"term": scalar}`; the loop adds the terms and logs them.
 
 `student` and `teacher` are Outputs of the same B inputs. B = V * N rows are views first: [view 1 of N images; view 2; ...].
-`labels` are (N,), one an image, or (B,), or mixed (B, C). The teacher never receives a gradient. Notation of methods.md, section 2:
-p_T(z) = softmax(z / T), KL(a || b) = sum_c a_c (log a_c - log b_c).
+`labels` are (N,), one an image, or (B,), or mixed (B, C). The teacher never receives a gradient. Notation of methods.md,
+section 2: p_T(z) = softmax(z / T), KL(a || b) = sum_c a_c (log a_c - log b_c).
 """
 
 import torch

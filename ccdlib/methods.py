@@ -152,7 +152,8 @@ class FitNet(Method):
     """FitNets (Romero et al., ICLR 2015), in one stage: CE + gamma mean (r(F^s_l) - F^t_l)^2, l = `stage` (from 1).
 
     The regressor r, a 1 x 1 convolution to the teacher's channels and a batch norm (without it gamma 100 diverges), is trained
-    with the student. Where the maps differ in size, the larger is averaged down. Terms {"ce", "hint"}. Errors: CcdError for a stage that a network does not have.
+    with the student. Where the maps differ in size, the larger is averaged down. Terms {"ce", "hint"}.
+    Errors: CcdError for a stage that a network does not have.
     """
 
     hard_labels = False
@@ -339,8 +340,8 @@ def _mean(rows):
 
 
 def trusted(rows, true, ratio):
-    """Row numbers, ascending, of the teacher's `rows` (M, K) that SSKD keeps: all whose largest entry is at `true` (M,), and of the W
-    wrong ones the floor(ratio * W) whose true entry ranks highest; of equal ranks the first."""
+    """Row numbers, ascending, of the teacher's `rows` (M, K) that SSKD keeps: all whose largest entry is at `true` (M,), and of
+    the W wrong ones the floor(ratio * W) whose true entry ranks highest; of equal ranks the first."""
     better = (rows > rows.gather(1, true[:, None])).sum(1)  # the rank of the true entry, from 0
     wrong = int((better > 0).sum())
     return better.argsort(stable=True)[: len(rows) - wrong + int(ratio * wrong)].sort().values
@@ -459,7 +460,7 @@ def check_settings(name, settings):
 def _check_number(name, key, value):
     above = key in ("temperature", "tau")
     most = 1 if key.startswith(("ratio", "momentum")) else float("inf")
-    if not (0 < value if above else 0 <= value) or value > most or value == float("inf"):
+    if not (value > 0 if above else value >= 0) or value > most or value == float("inf"):
         upper = " up to 1" if most == 1 else ""
         raise CcdError(
             f"setting {key} = {value!r} of method {name!r}: allowed are numbers {'above' if above else 'from'} 0{upper}"

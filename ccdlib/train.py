@@ -134,7 +134,7 @@ def _shape_of(config):
 
 
 def _check_fits(config, data):
-    """One image through the network: some networks halve small images to nothing. And the method's heads with untrained ones."""
+    """One image through the network, because some halve small images to nothing, and the heads of the method."""
     network = build(config.model, data.classes, data.channels, config.seed)
     try:
         predict(network, data, data.test_images[:1])

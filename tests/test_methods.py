@@ -8,16 +8,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccdlib import losses, methods
-from ccdlib.augment import AUGMENTATIONS, POLICIES
-from ccdlib.config import VIEWS, RunConfig
-from ccdlib.data import load_data
-from ccdlib.losses import LOSSES
-from ccdlib.methods import METHODS, TURNS, Batch, Given, make, settings_of, teacher_of_method, trusted
-from ccdlib.models import MODELS, Output, build, initialise
+from ccdlib import losses
+from ccdlib.methods import TURNS, Batch, Given, make, trusted
+from ccdlib.models import Output, build, initialise
 from ccdlib.registry import CcdError
 from ccdlib.streams import stream
-from ccdlib.train import check, fit, prepare, untrained
 
 N, C = 4, 3
 BRANCHED = {  # methods.md, section 8: parameters and millions of multiply-adds with HSAKD's branches
