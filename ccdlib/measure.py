@@ -1,11 +1,19 @@
-"""What a teacher makes of augmented images: accuracy, entropy, agreement with itself, calibration."""
+"""What a teacher makes of augmented images (accuracy, entropy, calibration, CCD's weights), and what methods cost."""
+
+import time
+from statistics import median
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from ccdlib.config import RunConfig
+from ccdlib.data import Sizes, load_data
 from ccdlib.losses import confidence
-from ccdlib.runs import best_device
+from ccdlib.methods import METHODS, TURNS, Given
+from ccdlib.models import MODELS
+from ccdlib.runs import best_device, hardware
 from ccdlib.streams import stream
-from ccdlib.train import predict
+from ccdlib.train import EpochViews, predict, prepare, untrained
 
 BINS = 15
 
@@ -51,3 +59,166 @@ def teacher_views(teacher, data, policy, seed=0, ops=None):
             }
         )
     return rows
+
+
+def training_weights(teacher, data, policy, seed=0):
+    """CCD's weights 1 + cos on the training images, under every effective op alone (at p 1) and under the whole policy.
+
+    Returns (weights {views: (n,)}, twins): the views are "JDA" and the ops, twins (n, C, H, W) uint8 the JDA images.
+    """
+    images = data.train_images
+    draws, always = (made.draw(len(images), stream(seed, "policy")) for made in (policy, policy.with_p(1.0)))
+    twins = policy.apply(images, draws)
+    ops = dict.fromkeys(op for op, _ in policy.effective(data.channels))
+    views = {"JDA": twins} | {op: policy.only((op,)).apply(images, always) for op in ops}
+    device = best_device()
+    teacher = teacher.to(device)
+    before = predict(teacher, data, images, device)
+    weights = {
+        name: confidence(torch.cat([before, predict(teacher, data, changed, device)])).cpu() for name, changed in views.items()
+    }
+    return weights, twins
+
+
+# ---------------------------------------------------------------- cost
+
+
+def cost(config, sizes, side=32):
+    """What training by `config` (a RunConfig) costs, from the networks alone: nothing is loaded, trained or run.
+
+    sizes: the Sizes of the data; side: of its images, in pixels. Returns a dict. Of teacher and student each, "trained" and
+    "stored": parameters that are trained (with all heads), and that are kept for the next stage (the student's heads are
+    not); "bytes": of what is stored, batch norm statistics with it. "test_macs": multiply-adds of one image through the student.
+    "inputs": network inputs of a step. "step_macs": forward multiply-adds of a step, networks and heads of both sides, the
+    number the literature gives; "training_macs": with backward passes, two forward passes' worth for what is trained.
+    Multiply-adds of the losses themselves are left out.
+    """
+    shape, kind = (sizes.channels, side, side), METHODS[config.method]
+    student, made = _skeleton(config.model, sizes), config.teacher
+    teacher = made and _skeleton(made.model, sizes)
+    frozen = kind.freezes and teacher is not None
+    heads = kind.teacher_method and _heads_of(kind.teacher_method, teacher, None, shape, sizes, {})
+    method = _heads_of(config.method, student, teacher, shape, sizes, config.settings)
+    turns = TURNS if kind.rotates else 1
+    inputs = turns * round(config.batch * config.views_per_image)
+    forward = _macs(student, method, shape)
+    taught = 0 if teacher is None or frozen else _macs(teacher, heads, shape)
+    alone = _macs(student, None, shape)
+    backward = 2 * (forward - alone * frozen)
+    found = {
+        "method": config.method,
+        "student trained": _parameters(method) + (0 if frozen else _parameters(student)),
+        "student stored": _parameters(student) + (_parameters(method) if kind.keeps else 0),
+        "student bytes": _bytes(student) + (_bytes(method) if kind.keeps else 0),
+        "teacher trained": _parameters(teacher) + _parameters(heads),
+        "teacher stored": _parameters(teacher) + _parameters(heads),
+        "teacher bytes": _bytes(teacher) + _bytes(heads),
+        "memory bank bytes": sum(b.numel() * 4 for name, b in method.named_buffers() if name.startswith("memory")),
+        "test_macs": alone,
+        "inputs": inputs,
+        "step_macs": inputs * (forward + taught),
+        "training_macs": inputs * (forward + backward + taught),
+    }
+    return found
+
+
+def _skeleton(name, sizes):
+    with torch.device("meta"):
+        return MODELS[name](sizes.classes, sizes.channels).eval()
+
+
+def _heads_of(name, student, teacher, shape, sizes, settings):
+    """The method `name` without values."""
+    labels = torch.arange(sizes.images) % sizes.classes
+    with torch.random.fork_rng(devices=[]):
+        return METHODS[name](Given(student, teacher, None, shape, sizes.classes, labels), **settings).eval().to("meta")
+
+
+def _parameters(module):
+    return 0 if module is None else sum(p.numel() for p in module.parameters())
+
+
+def _bytes(module):
+    return 0 if module is None else sum(t.numel() * t.element_size() for t in module.state_dict().values())
+
+
+def _macs(network, method, shape):
+    """Multiply-adds of one image through a network and its method's heads."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        output = network(torch.zeros(1, *shape, device="meta"))
+        if method is not None:
+            method.heads(output)
+    return counter.get_total_flops() // 2
+
+
+def step_cost(config, steps=30):
+    """What a training step by `config` takes here, measured with untrained networks on the configuration's own data.
+
+    Returns a dict: "seconds" (median of `steps` steps), "peak_bytes" (largest memory in use during a step, above what is there
+    between steps; with a GPU, of the GPU), "training_macs" (counted while a step ran, losses and all), "inputs", "hardware".
+    """
+    device = best_device()
+    data = load_data(config.data, side=config.side, n_train=config.n_train, seed=config.subset_seed).to(device)
+    trainee = prepare(config, data, device, untrained(config, data))
+    trainee.network.train(not trainee.frozen)
+    batch = EpochViews(config, data, 0).batch(torch.arange(min(config.batch, len(data.train_labels))))
+    trainee.step(batch)
+    times = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        trainee.step(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    with FlopCounterMode(display=False) as counter:
+        trainee.step(batch)
+    turns = TURNS if trainee.method.rotates else 1
+    return {
+        "seconds": median(times),
+        "peak_bytes": _peak(lambda: trainee.step(batch), device),
+        "training_macs": counter.get_total_flops() // 2,
+        "inputs": turns * len(batch.inputs),
+        "hardware": hardware(device),
+    }
+
+
+def _peak(act, device):
+    """Bytes in use at the worst moment of `act()`, above those at its start."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        act()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        act()
+    changes = sorted((e.time_range.start, e.cpu_memory_usage) for e in profile.events() if e.name == "[memory]")
+    now = most = 0
+    for _, change in changes:
+        now += change
+        most = max(most, now)
+    return most
+
+
+def published_pairs():
+    """[(teacher, student, Sizes, side)] of the pairs that the papers train: CIFAR-100 and ImageNet."""
+    from ccdlib.paper import PAIRS
+
+    cifar, imagenet = Sizes(100, 3, 50_000), Sizes(1000, 3, 1_281_167)
+    return [(*pair, cifar, 32) for pair in PAIRS] + [("resnet34", "resnet18", imagenet, 224)]
+
+
+def method_configs(teacher, student, recipe="paper", policy="cifar100", negatives=16384, **data):
+    """{name: RunConfig} of every compared method for a pair of networks, at the sizes of its own recipe, for cost tables."""
+    from ccdlib.config import RECIPES
+    from ccdlib.experiments import NAMES
+    from ccdlib.methods import teacher_of_method
+
+    taught = RunConfig(model=teacher, **RECIPES[f"{recipe}_teacher"], **data)
+    found = {"KD + JDA": ("kd", policy), "CCD": ("ccd", policy)} | {name: (method, "none") for method, name in NAMES.items()}
+    configs = {}
+    for name, (method, views) in found.items():
+        kind = RECIPES[f"{recipe}_rotating" if METHODS[method].rotates else recipe]
+        settings = {"negatives": negatives} if method == "crd" else {}
+        what = {"model": student, "method": method, "views": views, "settings": settings, **kind, **data}
+        configs[name] = RunConfig(**what, teacher=teacher_of_method(method, taught))
+    return configs

@@ -85,6 +85,9 @@ class Method(nn.Module):
         """The heads of the teacher, frozen."""
         return self._taught_by[0]
 
+    def heads(self, output):
+        """What the heads make of a network's Output; nothing where there are none."""
+
     def headed(self, head, x):
         """head(x) in float32, computed as the networks are (bfloat16 on a GPU)."""
         kind = x.device.type
@@ -170,9 +173,13 @@ class FitNet(Method):
         here, there = (feats[self.stage].shape[1] for feats in both)
         self.regressor = nn.Sequential(nn.Conv2d(here, there, 1, bias=False), nn.BatchNorm2d(there))
 
+    def heads(self, output):
+        """The student's feature map as the teacher's (B, channels, h, w)."""
+        return self.headed(self.regressor, output.feats[self.stage])
+
     def forward(self, student, teacher, batch):
         """Terms {"ce", "hint"}."""
-        guess = self.headed(self.regressor, student.feats[self.stage])
+        guess = self.heads(student)
         a, b = same_size(guess, full(teacher.feats[self.stage].detach()))
         return ce(student, teacher, batch.labels) | {"hint": self.gamma * F.mse_loss(a, b)}
 
@@ -212,9 +219,13 @@ class CRD(Method):
             self.register_buffer(name, F.normalize(torch.randn(n, width, generator=draw), dim=1))
         self.register_buffer("z", torch.zeros(2))  # of L_s and L_t; 0: not fixed yet
 
+    def heads(self, output):
+        """The student's vectors (B, width), of length one."""
+        return F.normalize(self.headed(self.of_student, output.pooled), dim=1)
+
     def forward(self, student, teacher, batch):
         """Terms {"ce", "kd", "crd"}."""
-        v_s = F.normalize(self.headed(self.of_student, student.pooled), dim=1)  # (B, width)
+        v_s = self.heads(student)
         v_t = F.normalize(self.headed(self.of_teacher, teacher.pooled.detach()), dim=1)
         device, first = v_s.device, batch.images[: batch.sizes[0]]
         labels = batch.labels[: len(first)].cpu()
@@ -271,10 +282,13 @@ class _Contrast(Method):
         d = given.student.head.in_features
         self.head = nn.Sequential(nn.Linear(d, d), nn.ReLU(inplace=True), nn.Linear(d, d))
 
+    def heads(self, output):
+        """h of the pooled features (B, d), of length one."""
+        return F.normalize(self.headed(self.head, output.pooled), dim=1)
+
     def similarities(self, output, batch):
         """For each view of n images (3 n, n): the cosine of h at the rotated rows and h at the same view's normal rows."""
-        h = F.normalize(self.headed(self.head, output.pooled), dim=1)
-        normal, *turned = (part.split(batch.sizes) for part in h.chunk(TURNS))
+        normal, *turned = (part.split(batch.sizes) for part in self.heads(output).chunk(TURNS))
         return [torch.cat([part[v] for part in turned]) @ normal[v].T for v in range(len(batch.sizes)) if batch.sizes[v]]
 
 
@@ -373,7 +387,7 @@ class _Branches(Method):
             for place in range(len(network.stages))
         )
 
-    def joint(self, output):
+    def heads(self, output):
         """Joint logits (4 B, 4 C) of every branch."""
         return [self.headed(branch, feature) for branch, feature in zip(self.branches, output.feats, strict=True)]
 
@@ -394,7 +408,7 @@ class HSAKDTeacher(_Branches):
         """Terms {"ce", "joint"}."""
         joint = torch.cat([TURNS * batch.labels + j for j in range(TURNS)])
         hard = F.cross_entropy(student.logits[: len(batch.labels)], batch.labels)
-        return {"ce": hard, "joint": sum(F.cross_entropy(q, joint) for q in self.joint(student))}
+        return {"ce": hard, "joint": sum(F.cross_entropy(q, joint) for q in self.heads(student))}
 
 
 @METHODS.add("hsakd")
@@ -420,8 +434,8 @@ class HSAKD(_Branches):
     def forward(self, student, teacher, batch):
         """Terms {"ce", "branches", "kd"}."""
         with torch.no_grad():
-            theirs = self.teacher_heads.joint(teacher)
-        pairs = zip(self.joint(student), theirs, strict=True)
+            theirs = self.teacher_heads.heads(teacher)
+        pairs = zip(self.heads(student), theirs, strict=True)
         soft = sum(kl_rows(ours, q, self.temperature).mean() for ours, q in pairs)
         final = kl_rows(student.logits, teacher.logits, self.temperature).mean()
         return {

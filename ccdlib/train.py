@@ -75,6 +75,7 @@ def fit(config, show="auto", repair=None):
     repair = os.environ.get("CCD_REPAIR") == "1" if repair is None else repair
     device = _device(config.device)
     data = _data(config)
+    _seconds_between_saves()  # a wrong value is refused before the training
     _check_teacher(config, data)
     folder = folder_of(config)
     found = folder.ready(repair)
@@ -339,6 +340,7 @@ def _train(config, data, taught_by, folder, device, show, repair):
         folder.file("resume.pt").rename(folder.file("resume.damaged.pt"))
         return _train(config, data, taught_by, folder, device, show, repair)
     folder.start()
+    saved = time.monotonic()
     for epoch in _epochs(config, done, show):
         began = time.perf_counter()
         row = _epoch(trainee, epoch)
@@ -347,12 +349,25 @@ def _train(config, data, taught_by, folder, device, show, repair):
         if last or (epoch + 1) % config.eval_every == 0:
             row["test_accuracy"] = evaluate(trainee.network, data, device)["accuracy"]
         rows.append(row | {"seconds": round(time.perf_counter() - began, 4)})
-        if not last:
+        if not last and time.monotonic() - saved >= _seconds_between_saves():
             folder.save_state(epoch + 1, *parts, rows)
             folder.save_curves(rows)
+            saved = time.monotonic()
         if show == "epochs":
             print(_line(config, rows[-1]))
     folder.finish(trainee.network, trainee.method, rows, _metrics(rows, data, device, len(rows) - done))
+
+
+def _seconds_between_saves():
+    """How long a run may go on without keeping its state, at most an epoch more: $CCD_SAVE_EVERY seconds, or five."""
+    given = os.environ.get("CCD_SAVE_EVERY", "5")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise CcdError(f"CCD_SAVE_EVERY = {given!r}: allowed are seconds from 0, which keeps the state after every epoch")
+    return seconds
 
 
 def steps_an_epoch(images, batch):
@@ -375,20 +390,20 @@ def _epoch(trainee, epoch):
         terms, right, inputs = trainee.step(views.batch(rows, step))
         history.append(torch.stack([t.detach() for t in terms.values()]))
         correct, seen = correct + right, seen + inputs
-    # Looked at once an epoch, so that a GPU never waits for it; the state before this epoch is still on disk.
+    # Looked at once an epoch, so that a GPU never waits for it; what was saved before this epoch is still on disk.
     history = torch.stack(history)  # (steps, terms)
     broken = (~history.isfinite().all(1)).nonzero()
     if len(broken):
         raise Diverged(
             f"the loss is not a finite number any more: epoch {epoch + 1}, step {broken[0].item() + 1} of {len(history)}, "
-            f"{dict(zip(terms, history[broken[0].item()].tolist(), strict=True))}. The state after epoch {epoch} is kept; "
+            f"{dict(zip(terms, history[broken[0].item()].tolist(), strict=True))}. What was saved before is kept; "
             f"lower lr (it was {config.lr:g}), or look at the data"
         )
     states = (part.state_dict().values() for part in (trainee.network, trainee.method))
     if not all(tensor.isfinite().all() for tensor in chain.from_iterable(states)):
         raise Diverged(
-            f"the weights are not finite numbers any more after epoch {epoch + 1}, step {len(history)}. The state after epoch "
-            f"{epoch} is kept; lower lr (it was {config.lr:g}), or look at the data"
+            f"the weights are not finite numbers any more after epoch {epoch + 1}, step {len(history)}. What was saved "
+            f"before is kept; lower lr (it was {config.lr:g}), or look at the data"
         )
     means = dict(zip(terms, history.mean(0).tolist(), strict=True))
     return {"epoch": epoch + 1, "lr": config.lr_at(epoch)} | means | {"train_accuracy": 100 * correct.item() / seen}

@@ -18,6 +18,7 @@ def outputs(tmp_path, monkeypatch):
     folder = tmp_path / "outputs"
     monkeypatch.setenv("CCD_OUTPUTS", str(folder))
     monkeypatch.delenv("CCD_REPAIR", raising=False)
+    monkeypatch.setenv("CCD_SAVE_EVERY", "0")
     return folder
 
 

@@ -378,6 +378,6 @@ def test_hsakds_branches_have_the_published_size(name):
     built = Given(network, None, None, (3, side, side), classes, torch.arange(classes))
     method = make("hsakd_teacher", built).eval()
     with FlopCounterMode(display=False) as flops, torch.no_grad():
-        method.joint(network(torch.zeros(1, 3, side, side)))
+        method.heads(network(torch.zeros(1, 3, side, side)))
     assert sum(p.numel() for part in (network, method) for p in part.parameters()) == parameters
     assert flops.get_total_flops() / 2e6 == pytest.approx(millions, abs=0.0501)
