@@ -88,7 +88,7 @@ def cost(config, sizes, side=32):
 
     sizes: the Sizes of the data; side: of its images, in pixels. Returns a dict. Of teacher and student each, "trained" and
     "stored": parameters that are trained (with all heads), and that are kept for the next stage (the student's heads are
-    not); "bytes": of what is stored, batch norm statistics with it. "test_macs": multiply-adds of one image through the student.
+    not); "bytes": of what is stored, batch norm statistics with it. "test_macs": multiply-adds of one image through a student.
     "inputs": network inputs of a step. "step_macs": forward multiply-adds of a step, networks and heads of both sides, the
     number the literature gives; "training_macs": with backward passes, two forward passes' worth for what is trained.
     Multiply-adds of the losses themselves are left out.

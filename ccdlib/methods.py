@@ -135,7 +135,8 @@ def make(name, given, settings=None):
     """The method `name` for its networks (a Given), its heads with fresh weights; CcdError where it cannot be."""
     with torch.random.fork_rng(devices=[]):  # layers draw from the global generator when they are made
         method = METHODS[name](given, **(settings or {}))
-    return initialise(method, stream(given.seed, "heads"))
+    # Copied parts of a frozen network are trained nevertheless.
+    return initialise(method.requires_grad_(True), stream(given.seed, "heads"))
 
 
 @torch.no_grad()

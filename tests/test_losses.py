@@ -17,7 +17,8 @@ def outputs(rows=2 * N, seed=0):
     student = (3 * torch.randn(rows, C, generator=generator, dtype=torch.float64)).requires_grad_()
     teacher = (3 * torch.randn(rows, C, generator=generator, dtype=torch.float64)).requires_grad_()
     labels = torch.randint(C, (N,), generator=generator)
-    return Output(student, (), student), Output(teacher, (), teacher), labels
+    made = [Output(z, (z.view(rows, C, 1, 1),), z) for z in (student, teacher)]
+    return *made, labels
 
 
 def softmax(z, temperature=1.0):

@@ -1,18 +1,24 @@
 """Every compared method against a float64 computation written from the formula of methods.md, section 3, and its source."""
 
+import copy
 import itertools
 import math
+import re
+import shutil
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccdlib import losses
-from ccdlib.methods import TURNS, Batch, Given, make, trusted
+from ccdlib import losses, train
+from ccdlib.config import VIEWS, Checkpoint, RunConfig
+from ccdlib.data import load_data
+from ccdlib.methods import METHODS, TURNS, Batch, Given, make, settings_of, teacher_of_method, trusted
 from ccdlib.models import Output, build, initialise
 from ccdlib.registry import CcdError
 from ccdlib.streams import stream
+from ccdlib.train import EpochViews, check, fit, prepare, untrained
 
 N, C = 4, 3
 BRANCHED = {  # methods.md, section 8: parameters and millions of multiply-adds with HSAKD's branches
@@ -381,3 +387,179 @@ def test_hsakds_branches_have_the_published_size(name):
         method.heads(network(torch.zeros(1, 3, side, side)))
     assert sum(p.numel() for part in (network, method) for p in part.parameters()) == parameters
     assert flops.get_total_flops() / 2e6 == pytest.approx(millions, abs=0.0501)
+
+
+# ---------------------------------------------------------------- all methods, in a training
+
+TEACHER = RunConfig(model="resnet8", n_train=40, epochs=1, batch=20)
+# A small network of every family, as its own teacher: four stages, three, and none that were made for such small images.
+FAMILIES = ["resnet8", "wrn_16_1", "vgg13", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2", "resnet18", "resnet50_cifar"]
+STUDENTS = [name for name in METHODS if METHODS[name].teacher == "needed" and not METHODS[name].freezes]
+
+
+def student(method, model="resnet8", **changes):
+    settings = {"negatives": 8} if method == "crd" else {}
+    views = "cifar100" if method == "ccd" else "none"
+    teacher = teacher_of_method(method, TEACHER.model_copy(update={"model": model}))
+    given = {"model": model, "n_train": 40, "epochs": 1, "batch": 20, "views": views, "settings": settings}
+    return RunConfig(**given | changes, method=method, teacher=teacher)
+
+
+def a_step(config):
+    """A Trainee after one step, its TaughtBy, and the states of that before."""
+    data = load_data(config.data, n_train=config.n_train)
+    taught = untrained(config, data)
+    before = [copy.deepcopy(part.state_dict()) for part in taught if part is not None]
+    trainee = prepare(config, data, torch.device("cpu"), taught)
+    trainee.network.train(not trainee.frozen)
+    trainee.step(EpochViews(config, data, 0).batch(torch.arange(20)))
+    return trainee, taught, before
+
+
+def a_step_terms(config):
+    data = load_data(config.data, n_train=config.n_train)
+    trainee = prepare(config, data, torch.device("cpu"), untrained(config, data))
+    return trainee.step(EpochViews(config, data, 0).batch(torch.arange(20)))
+
+
+@pytest.mark.parametrize("method", STUDENTS)
+def test_gradients_reach_the_student_and_its_heads_and_never_the_teacher(method):
+    trainee, taught, before = a_step(student(method))
+    for name, parameter in [*trainee.network.named_parameters(), *trainee.method.named_parameters()]:
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+    now = [part.state_dict() for part in taught if part is not None]
+    for old, new in zip(before, now, strict=True):
+        assert all(torch.equal(old[key], new[key]) for key in old), "the teacher, its batch norms too, stays as it is"
+    assert all(p.grad is None for part in taught if part is not None for p in part.parameters())
+
+
+@pytest.mark.parametrize("method", ["sskd_teacher", "hsakd_teacher"])
+def test_the_heads_of_a_frozen_teacher_are_all_that_is_trained(method, outputs):
+    made = fit(teacher_of_method(method.removesuffix("_teacher"), TEACHER, epochs=2))
+    plain, headed = fit(TEACHER).model().state_dict(), made.model().state_dict()
+    assert all(torch.equal(plain[key], headed[key]) for key in plain)
+    assert made.accuracy == fit(TEACHER).accuracy
+    fresh = make(method, Given(fit(TEACHER).model(), None, None, (1, 16, 16), 10, torch.arange(40) % 10), {}).state_dict()
+    assert not any(torch.equal(fresh[key], value) for key, value in made.heads().state_dict().items() if "weight" in key)
+    (made.folder / "heads.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CcdError, match="heads.safetensors is damaged"):
+        fit(teacher_of_method(method.removesuffix("_teacher"), TEACHER, epochs=2))
+
+
+def test_a_jointly_trained_teacher_trains_backbone_and_branches():
+    joint = RunConfig(model="resnet8", n_train=40, epochs=1, batch=20, method="hsakd_teacher")
+    trainee, _, _ = a_step(joint)
+    assert not trainee.frozen
+    assert all(p.grad.abs().sum() > 0 for part in (trainee.network, trainee.method) for p in part.parameters())
+    result = fit(RunConfig(model="resnet8", n_train=40, epochs=1, batch=20, method="hsakd", teacher=joint))
+    assert {"ce", "branches", "kd"} <= result.curves[0].keys()
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "kd"])
+def test_every_method_takes_a_step_on_every_family(method, model):
+    if METHODS[method].teacher == "none":
+        config = RunConfig(model=model, n_train=40, batch=20)
+    elif METHODS[method].freezes:
+        config = teacher_of_method(method.removesuffix("_teacher"), TEACHER.model_copy(update={"model": model}))
+    else:
+        config = student(method, model)
+    trainee, _, _ = a_step(config)
+    assert all(p.isfinite().all() for part in (trainee.network, trainee.method) for p in part.parameters())
+
+
+@pytest.mark.parametrize("views", VIEWS)
+@pytest.mark.parametrize("method", ["sp", "rkd", "fitnet", "crd", "sskd", "hsakd", "dkd"])
+def test_every_method_takes_every_kind_of_views_that_it_does_not_refuse(method, views):
+    try:
+        config = student(method, views=views)
+    except CcdError as error:
+        assert "Allowed views" in str(error)  # noqa: PT017
+        assert views in ("rotation", "mixup", "cutmix", "cutmixpick")
+        return
+    terms, _, inputs = a_step_terms(config)
+    assert inputs == 20 * config.views_per_image
+    assert all(value.isfinite() for value in terms.values())
+
+
+def test_twins_and_shares_reach_methods_with_heads_of_their_own():
+    for method in ("crd", "sskd", "hsakd"):
+        terms, _, inputs = a_step_terms(student(method, views="cifar100", twins=2, share=0.5))
+        assert inputs < 3 * 20
+        assert all(value.isfinite() for value in terms.values())
+
+
+def test_a_killed_run_with_a_memory_and_heads_goes_on_to_the_same_bits(monkeypatch, outputs):
+    config = student("crd", epochs=3)
+    expected = (fit(config).folder / "weights.safetensors").read_bytes()
+    shutil.rmtree(fit(config).folder)
+    real, epochs = train._epoch, []
+
+    def dies(trainee, epoch):
+        epochs.append(epoch)
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+        return real(trainee, epoch)
+
+    monkeypatch.setattr(train, "_epoch", dies)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config)
+    again = fit(config)
+    assert epochs == [0, 1, 1, 2]
+    assert again.metrics["resumed"]
+    assert (again.folder / "weights.safetensors").read_bytes() == expected
+
+
+def test_networks_that_do_not_match_are_named_with_their_shapes():
+    four = RunConfig(model="vgg13", n_train=40, epochs=1)
+    for method in ("at", "hsakd"):
+        config = RunConfig(model="resnet8", n_train=40, method=method, teacher=teacher_of_method(method, four))
+        with pytest.raises(CcdError, match=r"student's features are \(16, 16, 16\), .*teacher's \(64, 16, 16\), .*as many"):
+            check([config])
+    with pytest.raises(CcdError, match=r"fitnet's stage = 4: .*\(64, 4, 4\).*allowed are stages 1 to 3"):
+        check([student("fitnet", settings={"stage": 4})])
+
+
+def test_more_negatives_than_images_are_refused_before_any_training(monkeypatch):
+    with pytest.raises(CcdError, match="negatives = 16384: 40 training images leave 36 of other classes; give"):
+        check([student("crd", settings={})])
+    check([student("crd", settings={"negatives": 36})])
+
+
+def test_a_checkpoint_with_heads_teaches():
+    made = fit(teacher_of_method("sskd", TEACHER))
+    files = {"file": str(made.folder / "weights.safetensors"), "heads": str(made.folder / "heads.safetensors")}
+    stored = Checkpoint(model="resnet8", method="sskd_teacher", **files)
+    given = {"model": "resnet8", "n_train": 40, "epochs": 1, "batch": 20, "method": "sskd"}
+    by_file, by_run = fit(RunConfig(**given, teacher=stored)), fit(RunConfig(**given, teacher=made.config))
+    assert by_file.curves[0]["contrast"] == by_run.curves[0]["contrast"]
+    assert by_file.folder != by_run.folder
+    with pytest.raises(CcdError, match="needs a teacher with the heads that 'sskd_teacher' trains"):
+        RunConfig(**given, teacher=Checkpoint(model="resnet8", file=files["file"]))
+
+
+def test_settings_are_listed_and_every_method_says_its_source():
+    assert settings_of("hsakd") == {"temperature": 3.0}
+    assert settings_of("sskd")["weights"] == "released"
+    assert settings_of("dkd") == {"temperature": 4.0, "alpha": 1.0, "beta": 8.0}
+    assert settings_of("ce") == {}
+    for name, method in METHODS.items():
+        assert name == "ce" or re.search(r"\(.*(19|20)\d\d.*\)", method.__doc__), name
+
+
+def test_cutmixpick_keeps_what_the_teacher_is_least_certain_of():
+    config = student("kd", views="cutmixpick")
+    data = load_data(config.data, n_train=40)
+    trainee = prepare(config, data, torch.device("cpu"), untrained(config, data))
+    batch = EpochViews(config, data, 0).batch(torch.arange(20))
+    kept = trainee._picked(batch)
+    assert kept.sizes == (20, 20)
+    assert torch.equal(kept.inputs[:20], batch.inputs[:20])
+    p = trainee.teacher(batch.inputs[20:]).logits.softmax(1).double()
+    entropy = -(p * p.log()).sum(1)
+    chosen = set(map(tuple, kept.inputs[20:].flatten(1).tolist()))
+    taken = torch.tensor([tuple(row) in chosen for row in batch.inputs[20:].flatten(1).tolist()])
+    assert taken.sum() == 20
+    assert entropy[taken].min() >= entropy[~taken].max()

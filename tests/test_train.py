@@ -17,6 +17,7 @@ from ccdlib.augment import POLICIES, Policy, normalise
 from ccdlib.config import RECIPES, VIEWS, Checkpoint, RunConfig
 from ccdlib.data import load_data
 from ccdlib.losses import LOSSES
+from ccdlib.methods import METHODS, teacher_of_method
 from ccdlib.registry import CcdError
 from ccdlib.runs import PROTOCOL, DamagedRun, sha256
 from ccdlib.train import Diverged, EpochViews, check, evaluate, fit
@@ -219,9 +220,11 @@ def test_more_twins_a_share_of_twins_and_fewer_ops_stay_paired():
     data, rows = load_data("digits", n_train=40), torch.arange(40)
 
     def batch(**settings):
-        inputs, labels = EpochViews(RunConfig(**SMALL, views="cifar100", **settings), data, 3).batch(rows)
-        assert torch.equal(labels[:40], data.train_labels)
-        return inputs, labels
+        made = EpochViews(RunConfig(**SMALL, views="cifar100", **settings), data, 3).batch(rows)
+        assert torch.equal(made.labels[:40], data.train_labels)
+        assert torch.equal(data.train_labels[made.images], made.labels)
+        assert sum(made.sizes) == len(made.inputs)
+        return made.inputs, made.labels
 
     one, _ = batch()
     three, labels = batch(twins=3)
@@ -253,27 +256,29 @@ def test_more_twins_a_share_of_twins_and_fewer_ops_stay_paired():
 
 def test_raw_views_are_the_images_themselves():
     data = load_data("digits", n_train=40)
-    inputs, _ = EpochViews(RunConfig(**SMALL, views="raw"), data, 0).batch(torch.arange(40))
+    inputs = EpochViews(RunConfig(**SMALL, views="raw"), data, 0).batch(torch.arange(40)).inputs
     assert torch.equal(inputs, normalise(data.train_images, data.mean, data.std))
 
 
 def test_views_per_image_counts_the_inputs_of_an_epoch():
     data, rows = load_data("digits", n_train=40), torch.arange(40)
-    for given in ({"views": name} for name in VIEWS):
-        config = RunConfig(**SMALL, **given)
-        assert len(EpochViews(config, data, 0).batch(rows)[0]) == 40 * config.views_per_image
+    for views in VIEWS:
+        needs = {"method": "kd", "teacher": TEACHER} if views == "cutmixpick" else {}
+        config = RunConfig(**SMALL, **needs, views=views)
+        candidates = 40 if views == "cutmixpick" else 0  # made, and left out when the teacher has seen them
+        assert len(EpochViews(config, data, 0).batch(rows).inputs) == 40 * config.views_per_image + candidates
     config = RunConfig(**SMALL, views="cifar100", twins=2, share=0.5)
     assert len(EpochViews(config, data, 0).batch(rows)[0]) == 40 * config.views_per_image == 80
 
 
 def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(monkeypatch):
-    seen, loss = [], LOSSES["ccd"]
+    seen, loss = [], LOSSES["ccd"]  # what METHODS["ccd"] calls
 
     def spy(student, teacher, labels, **settings):
         seen.append((len(student.logits), len(teacher.logits), len(labels), teacher.logits.requires_grad))
         return loss(student, teacher, labels, **settings)
 
-    monkeypatch.setitem(LOSSES, "ccd", spy)
+    monkeypatch.setattr(METHODS["ccd"], "loss", staticmethod(spy))
     fit(TEACHER)
     before = weights(fit(TEACHER))
     fit(RunConfig(**SMALL, method="ccd", views="cifar100", teacher=TEACHER))
@@ -384,10 +389,10 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(monkeypatc
 
     config = RunConfig(**SMALL | {"epochs": 4}, method="kd", teacher=TEACHER)
     fit(TEACHER)
-    monkeypatch.setitem(LOSSES, "kd", broken)
-    with pytest.raises(Diverged, match=r"epoch 2, step 2 of 2, .*'kd': nan.*The state after epoch 1 is kept; lower lr"):
+    monkeypatch.setattr(METHODS["kd"], "loss", staticmethod(broken))
+    with pytest.raises(Diverged, match=r"epoch 2, step 2 of 2, .*'kd': nan.*What was saved before is kept; lower lr"):
         fit(config)
-    monkeypatch.setitem(LOSSES, "kd", kd)
+    monkeypatch.setattr(METHODS["kd"], "loss", staticmethod(kd))
     assert fit(config).metrics["resumed"]
 
 
@@ -400,7 +405,7 @@ def test_weights_broken_by_the_very_last_step_are_not_taken_for_a_result(monkeyp
     def finite_with_a_gradient_that_is_not(student, teacher, labels):
         return {"ce": (student.logits * 0).sum().sqrt()}
 
-    monkeypatch.setitem(LOSSES, "ce", finite_with_a_gradient_that_is_not)
+    monkeypatch.setattr(METHODS["ce"], "loss", staticmethod(finite_with_a_gradient_that_is_not))
     with pytest.raises(Diverged, match="the weights are not finite numbers any more after epoch 1, step 1"):
         fit(RunConfig(**SMALL | {"batch": 40, "epochs": 1}))
     assert not list(outputs.glob("runs/*/metrics.json"))
@@ -489,7 +494,7 @@ def test_cuda_trains():
     ("given", "message"),
     [
         ({"model": "resnet9"}, "unknown model 'resnet9'. Did you mean 'resnet8'"),
-        ({"method": "kdd"}, "unknown loss 'kdd'.* Allowed: ce, kd, ccd"),
+        ({"method": "kdd"}, "unknown method 'kdd'.* Allowed: ce, kd, ccd"),
         ({"views": "cifar"}, "unknown views 'cifar'.*rotation"),
         ({"data": "mnist"}, "unknown dataset 'mnist'"),
         ({"learning_rate": 0.1}, "unknown RunConfig parameter 'learning_rate'.*lr"),
@@ -505,21 +510,50 @@ def test_cuda_trains():
         ({"views": "cifar10", "p": 1.5}, "p = 1.5"),
         ({"views": "cifar10", "share": 1.5}, "share = 1.5"),
         ({"views": "cifar10", "twins": 0}, "twins = 0"),
-        ({"views": "base", "twins": 2}, "twins = 2 with views 'base': only a policy has that"),
+        ({"views": "base", "twins": 2}, "twins = 2 with views 'base': only an augmentation has that"),
         ({"views": "none", "ops": ("invert",)}, "only a policy has that"),
         ({"views": "cifar10", "ops": ("cutout",)}, "unknown op of policy 'cifar10' 'cutout'"),
         ({"method": "kd"}, "method 'kd' needs a teacher"),
         ({"teacher": TEACHER}, "method 'ce' uses no teacher"),
         ({"method": "ccd", "teacher": TEACHER}, "weighs two views an image; views 'none', twins 1 and share 1 give 1"),
-        ({"method": "kd", "teacher": TEACHER, "settings": {"weight": "none"}}, "unknown setting of loss 'kd' 'weight'"),
+        ({"method": "kd", "teacher": TEACHER, "settings": {"weight": "none"}}, "unknown setting of method 'kd' 'weight'"),
         (
             {"method": "kd", "teacher": TEACHER, "settings": {"temperature": 0}},
-            "temperature = 0: allowed are numbers above",
+            "temperature = 0 of method 'kd': allowed are numbers above 0",
         ),
         (
             {"method": "ccd", "views": "base", "teacher": TEACHER, "settings": {"weight": "cosin"}},
-            "unknown weight 'cosin'. Did you mean 'cosine'",
+            "unknown weight of method 'ccd' 'cosin'. Did you mean 'cosine'",
         ),
+        ({"views": "mixup", "p": 0.5}, "p = 0.5 with views 'mixup': only a policy has that"),
+        ({"views": "cutmixpick"}, "least certain of, and method 'ce' has no teacher"),
+        ({"method": "dkd", "views": "cutmix", "teacher": TEACHER}, "mix the labels.*'dkd' needs one hard label.*randaugment"),
+        ({"method": "crd", "views": "mixup", "teacher": TEACHER}, "mix the labels.*'crd' needs one hard label"),
+        ({"method": "ccd", "views": "cutmixpick", "teacher": TEACHER}, "give 2 that are no pairs"),
+        (
+            {"method": "hsakd", "views": "rotation", "teacher": teacher_of_method("hsakd", TEACHER)},
+            "turns every view by 0, 90, 180 and 270 degrees itself.* Allowed views: raw, none",
+        ),
+        (
+            {"method": "hsakd", "teacher": TEACHER},
+            "needs a teacher with the heads that 'hsakd_teacher' trains, and this one .resnet8, method 'ce'. has none. One "
+            r"command trains them: ccdlib.fit\(ccdlib.teacher_of_method\('hsakd', teacher\)\)",
+        ),
+        (
+            {"method": "sskd", "teacher": teacher_of_method("hsakd", TEACHER)},
+            "needs a teacher with the heads that 'sskd_teacher'",
+        ),
+        (
+            {"method": "sskd_teacher", "teacher": TEACHER, "model": "resnet20"},
+            "model 'resnet20' must be the teacher's, 'resnet8'",
+        ),
+        ({"method": "sskd_teacher"}, "method 'sskd_teacher' needs a teacher"),
+        (
+            {"method": "crd", "teacher": TEACHER, "settings": {"negatives": 0}},
+            "negatives = 0 of method 'crd': allowed are whole",
+        ),
+        ({"method": "crd", "teacher": TEACHER, "settings": {"momentum": 2.0}}, "allowed are numbers from 0 up to 1"),
+        ({"method": "at", "teacher": TEACHER, "settings": {"gamma": float("nan")}}, "gamma = nan of method 'at'"),
     ],
 )
 def test_mistakes_are_named_when_the_config_is_made(given, message):
