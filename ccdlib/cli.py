@@ -58,6 +58,19 @@ def plan(notebook, profile, files, given):
     click.echo(door.plan(notebook, profile, files, given))
 
 
+@cli.command(short_help="All methods, with their settings.")
+def methods():
+    """List the methods: equation and source, settings with their defaults, and which teacher each needs."""
+    from ccdlib.methods import METHODS, settings_of
+
+    for name, method in METHODS.items():
+        about = method.__doc__.partition(" Terms {")[0].partition("\n\n")[0]
+        settings = ", ".join(f"{key}={default!r}" for key, default in settings_of(name).items())
+        needs = f"teacher trained by {method.teacher_method}" if method.teacher_method else f"teacher {method.teacher}"
+        facts = [needs] + ["rotates every view itself"] * method.rotates + ["hard labels only"] * method.hard_labels
+        click.echo(f"{name}  {' '.join(about.split())}\n    {'; '.join(facts)}\n    {settings or 'no settings'}")
+
+
 @cli.command(short_help="Execute notebooks with their defaults and keep the outputs in place.")
 @click.argument("notebooks", nargs=-1, required=True)
 def refresh(notebooks):

@@ -450,9 +450,14 @@ def _own_recipe(p, method):
     """The settings that the literature trains `method` with, where they are not those of all others (methods.md, section 4)."""
     if not METHODS[method].rotates:
         return {}
-    light = f"{p['recipe']}_rotating_light"
-    recipe = RECIPES[light if p["student_model"] in LIGHT and light in RECIPES else f"{p['recipe']}_rotating"]
+    recipe = RECIPES[rotating_recipe(p["recipe"], p["student_model"])]
     return {key: value for key, value in recipe.items() if key != "epochs"}
+
+
+def rotating_recipe(recipe, student):
+    """The name of SSKD's and HSAKD's own recipe for a student."""
+    light = f"{recipe}_rotating_light"
+    return light if student in LIGHT and light in RECIPES else f"{recipe}_rotating"
 
 
 # The epochs of the heads of a frozen teacher, as a part of the teacher's own: 60 and 100 of 240.
@@ -516,8 +521,8 @@ CONTROLS = ("constant", "shuffled", "normalised", "probabilities", "centred")
 def cosine_confidence(p):
     """CCD against KD + JDA, its own controls, SSKD, HSAKD and HSAKD*."""
     teachers = _teachers(p)
-    joint = _own_recipe(p, "hsakd") | {"method": "hsakd_teacher"}
-    jointly = _teachers(p, **joint)
+    recipe = RECIPES[f"{p['recipe']}_rotating"] | _timing(p, p["teacher_epochs"])
+    jointly = _teachers(p, method="hsakd_teacher", **recipe)
     arms = {
         "teacher": teachers,
         "teacher, joint": jointly,

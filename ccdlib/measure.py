@@ -1,16 +1,19 @@
 """What a teacher makes of augmented images (accuracy, entropy, calibration, CCD's weights), and what methods cost."""
 
 import time
+from functools import cache
 from statistics import median
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccdlib.config import RunConfig
+from ccdlib.config import RECIPES, RunConfig
 from ccdlib.data import Sizes, load_data
+from ccdlib.experiments import NAMES, rotating_recipe
 from ccdlib.losses import confidence
-from ccdlib.methods import METHODS, TURNS, Given
+from ccdlib.methods import METHODS, TURNS, Given, teacher_of_method
 from ccdlib.models import MODELS
+from ccdlib.paper import PAIRS
 from ccdlib.runs import best_device, hardware
 from ccdlib.streams import stream
 from ccdlib.train import EpochViews, predict, prepare, untrained
@@ -101,9 +104,9 @@ def cost(config, sizes, side=32):
     method = _heads_of(config.method, student, teacher, shape, sizes, config.settings)
     turns = TURNS if kind.rotates else 1
     inputs = turns * round(config.batch * config.views_per_image)
-    forward = _macs(student, method, shape)
-    taught = 0 if teacher is None or frozen else _macs(teacher, heads, shape)
-    alone = _macs(student, None, shape)
+    alone = _macs(config.model, sizes, shape)
+    forward = alone + _head_macs(student, method, shape)
+    taught = 0 if teacher is None or frozen else _macs(made.model, sizes, shape) + _head_macs(teacher, heads, shape)
     backward = 2 * (forward - alone * frozen)
     found = {
         "method": config.method,
@@ -122,7 +125,9 @@ def cost(config, sizes, side=32):
     return found
 
 
+@cache
 def _skeleton(name, sizes):
+    """The network `name` without values."""
     with torch.device("meta"):
         return MODELS[name](sizes.classes, sizes.channels).eval()
 
@@ -131,7 +136,9 @@ def _heads_of(name, student, teacher, shape, sizes, settings):
     """The method `name` without values."""
     labels = torch.arange(sizes.images) % sizes.classes
     with torch.random.fork_rng(devices=[]):
-        return METHODS[name](Given(student, teacher, None, shape, sizes.classes, labels), **settings).eval().to("meta")
+        method = METHODS[name](Given(student, teacher, None, shape, sizes.classes, labels), **settings).eval().to("meta")
+    method.headed = lambda head, x: head(x)  # autocast knows no meta device
+    return method
 
 
 def _parameters(module):
@@ -142,11 +149,21 @@ def _bytes(module):
     return 0 if module is None else sum(t.numel() * t.element_size() for t in module.state_dict().values())
 
 
-def _macs(network, method, shape):
-    """Multiply-adds of one image through a network and its method's heads."""
+@cache
+def _macs(name, sizes, shape):
+    """Multiply-adds of one image through the network `name`."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
+        _skeleton(name, sizes)(torch.zeros(1, *shape, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+def _head_macs(network, method, shape):
+    """Multiply-adds of one image through the heads of a method."""
+    if method is None or next(method.parameters(), None) is None:
+        return 0
+    with torch.no_grad():
         output = network(torch.zeros(1, *shape, device="meta"))
-        if method is not None:
+        with FlopCounterMode(display=False) as counter:
             method.heads(output)
     return counter.get_total_flops() // 2
 
@@ -191,7 +208,9 @@ def _peak(act, device):
         return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         act()
-    changes = sorted((e.time_range.start, e.cpu_memory_usage) for e in profile.events() if e.name == "[memory]")
+    # Every allocation and release, in order; the profiler's public tables only add them up by operator.
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     now = most = 0
     for _, change in changes:
         now += change
@@ -199,26 +218,65 @@ def _peak(act, device):
     return most
 
 
-def published_pairs():
-    """[(teacher, student, Sizes, side)] of the pairs that the papers train: CIFAR-100 and ImageNet."""
-    from ccdlib.paper import PAIRS
-
-    cifar, imagenet = Sizes(100, 3, 50_000), Sizes(1000, 3, 1_281_167)
-    return [(*pair, cifar, 32) for pair in PAIRS] + [("resnet34", "resnet18", imagenet, 224)]
+# The pairs that the papers train, with the Sizes of their data and the side of its images.
+CIFAR, IMAGENET = (Sizes(100, 3, 50_000), 32), (Sizes(1000, 3, 1_281_167), 224)
+PUBLISHED = dict.fromkeys(PAIRS, CIFAR) | {("resnet34", "resnet18"): IMAGENET}
 
 
-def method_configs(teacher, student, recipe="paper", policy="cifar100", negatives=16384, **data):
-    """{name: RunConfig} of every compared method for a pair of networks, at the sizes of its own recipe, for cost tables."""
-    from ccdlib.config import RECIPES
-    from ccdlib.experiments import NAMES
-    from ccdlib.methods import teacher_of_method
+def method_configs(teacher, student, recipe="paper", policy="cifar100", negatives=16384, only=None, **data):
+    """{name: RunConfig} of KD + JDA, CCD and the compared methods for a pair of networks, each under its own recipe.
 
+    only: the names that are wanted, all when None. data: fields of RunConfig such as data and n_train. For cost tables.
+    """
     taught = RunConfig(model=teacher, **RECIPES[f"{recipe}_teacher"], **data)
     found = {"KD + JDA": ("kd", policy), "CCD": ("ccd", policy)} | {name: (method, "none") for method, name in NAMES.items()}
     configs = {}
     for name, (method, views) in found.items():
-        kind = RECIPES[f"{recipe}_rotating" if METHODS[method].rotates else recipe]
-        settings = {"negatives": negatives} if method == "crd" else {}
-        what = {"model": student, "method": method, "views": views, "settings": settings, **kind, **data}
-        configs[name] = RunConfig(**what, teacher=teacher_of_method(method, taught))
+        if only is None or name in only:
+            kind = RECIPES[rotating_recipe(recipe, student) if METHODS[method].rotates else recipe]
+            settings = {"negatives": negatives} if method == "crd" else {}
+            what = {"model": student, "method": method, "views": views, "settings": settings, **kind, **data}
+            configs[name] = RunConfig(**what, teacher=teacher_of_method(method, taught))
     return configs
+
+
+def cost_table(configs, sizes=None, side=None, steps=0):
+    """[dict, one a configuration] of configs {name: RunConfig}: cost(), and step_cost() where `steps` are asked for.
+
+    sizes, side: of the data; those of the configuration's own data when they are not given.
+    """
+    rows = []
+    for name, config in configs.items():
+        if sizes is None:
+            data = load_data(config.data, side=config.side, n_train=config.n_train)
+            where = Sizes(data.classes, data.channels, len(data.train_labels)), data.train_images.shape[-1]
+        else:
+            where = sizes, side
+        pair = {"name": name, "pair": f"{config.teacher.model} to {config.model}"}
+        rows.append(pair | cost(config, *where) | (step_cost(config, steps) if steps else {}))
+    return rows
+
+
+def readable(rows):
+    """A cost table as a DataFrame: parameters and multiply-adds in millions and billions, megabytes, milliseconds."""
+    import pandas as pd
+
+    columns = {
+        "teacher stored": ("teacher stored (M parameters)", 1e6, "{:.3f}"),
+        "teacher bytes": ("teacher on disk (MB)", 1e6, "{:.2f}"),
+        "student trained": ("student trained (M)", 1e6, "{:.3f}"),
+        "student stored": ("student stored (M)", 1e6, "{:.3f}"),
+        "memory bank bytes": ("memory bank (MB)", 1e6, "{:.1f}"),
+        "test_macs": ("test, an image (MMACs)", 1e6, "{:.1f}"),
+        "inputs": ("inputs a step", 1, "{:.0f}"),
+        "step_macs": ("step, forward (GMACs)", 1e9, "{:.3g}"),
+        "training_macs": ("step, with backward (GMACs)", 1e9, "{:.3g}"),
+        "peak_bytes": ("step, memory (MB)", 1e6, "{:.1f}"),
+        "seconds": ("step, time (ms)", 1e-3, "{:.0f}"),
+    }
+    several = len({row["pair"] for row in rows}) > 1
+    shown = []
+    for row in rows:
+        kept = {text: how.format(row[key] / unit) for key, (text, unit, how) in columns.items() if key in row}
+        shown.append({"method": f"{row['name']}, {row['pair']}" if several else row["name"], **kept})
+    return pd.DataFrame(shown).set_index("method").T

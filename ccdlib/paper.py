@@ -5,6 +5,8 @@ HSAKD protocol (same teachers and network code); for KD + JDA and CCD there is n
 """
 
 from ccdlib.config import RECIPES, RunConfig
+from ccdlib.experiments import rotating_recipe
+from ccdlib.methods import settings_of
 
 SOURCE = "HSAKD slides p. 22 and README (Yang et al., IJCAI 2021)"
 
@@ -25,27 +27,59 @@ KD = {
     ("resnet56", "resnet20"): 70.91,
     ("resnet32x4", "resnet8x4"): 73.54,
     ("vgg13", "mobilenet_v2"): 75.21,
+    ("resnet50_cifar", "mobilenet_v2"): 75.80,
     ("wrn_40_2", "shufflenet_v1"): 75.83,
     ("resnet32x4", "shufflenet_v2"): 75.43,
+}
+# The pairs of that table, and what its methods reach: {method: mean}, for the same protocol with the method's own recipe.
+PAIRS = {
+    ("wrn_40_2", "wrn_16_2"): {"sp": 74.35, "crd": 75.81, "sskd": 76.16, "hsakd": 77.20, "hsakd*": 78.67},
+    ("wrn_40_2", "wrn_40_1"): {"sp": 72.91, "crd": 74.76, "sskd": 75.84, "hsakd": 77.00, "hsakd*": 78.12},
+    ("resnet56", "resnet20"): {"sp": 71.45, "crd": 71.83, "sskd": 70.80, "hsakd": 72.58, "hsakd*": 73.73},
+    ("resnet32x4", "resnet8x4"): {"sp": 75.44, "crd": 75.77, "sskd": 75.83, "hsakd": 77.26, "hsakd*": 77.69},
+    ("vgg13", "mobilenet_v2"): {"sp": 75.68, "crd": 76.13, "sskd": 76.21, "hsakd": 77.45, "hsakd*": 79.27},
+    ("resnet50_cifar", "mobilenet_v2"): {"sp": 76.35, "crd": 76.89, "sskd": 78.21, "hsakd": 78.79, "hsakd*": 79.43},
+    ("wrn_40_2", "shufflenet_v1"): {"sp": 76.40, "crd": 76.37, "sskd": 76.71, "hsakd": 78.51, "hsakd*": 80.11},
+    ("resnet32x4", "shufflenet_v2"): {"sp": 76.43, "crd": 76.51, "sskd": 77.64, "hsakd": 79.93, "hsakd*": 80.86},
 }
 # (teacher, student): distilled by KD on that many images, epochs not rescaled. HSAKD slides p. 27.
 FEW_SHOT = {("resnet56", "resnet20"): {12500: 65.15, 25000: 68.61, 37500: 70.34}}
 
-PROTOCOL = {"data": "cifar100", "views": "none", "settings": {}, **RECIPES["paper"]}
+PROTOCOL = {"data": "cifar100", "views": "none"}
+PLAIN = PROTOCOL | RECIPES["paper"]
 TEACHER = PROTOCOL | RECIPES["paper_teacher"] | {"method": "ce", "n_train": None}
+JOINT = PROTOCOL | RECIPES["paper_rotating"] | {"method": "hsakd_teacher", "n_train": None, "teacher": None}
 
 
 def published(config):
     """The published accuracy (percent) of what a RunConfig trains; None unless it is the protocol of the source: CIFAR-100,
-    one view an image, the usual temperature, and the paper recipe (Yang et al., IJCAI 2021)."""
-    if not _is(config, PROTOCOL):
+    one view an image, default settings, and the recipe of the method (Yang et al., IJCAI 2021)."""
+    defaults = settings_of(config.method)
+    if not _is(config, PROTOCOL) or any(defaults[name] != value for name, value in config.settings.items()):
+        return None
+    if config.method in ("sskd", "hsakd"):
+        return _with_rotations(config)
+    if not _is(config, PLAIN):
         return None
     if config.method == "ce":
         return ALONE.get(config.model) if config.n_train is None else None
-    if config.method != "kd" or not _is(config.teacher, TEACHER):
+    if not _is(config.teacher, TEACHER):
         return None
     pair = config.teacher.model, config.model
-    return KD.get(pair) if config.n_train is None else FEW_SHOT.get(pair, {}).get(config.n_train)
+    if config.method == "kd":
+        return KD.get(pair) if config.n_train is None else FEW_SHOT.get(pair, {}).get(config.n_train)
+    return PAIRS.get(pair, {}).get(config.method) if config.n_train is None else None
+
+
+def _with_rotations(config):
+    """The published accuracy of SSKD, HSAKD and, with a jointly trained teacher, HSAKD*."""
+    recipe, taught = RECIPES[rotating_recipe("paper", config.model)], config.teacher
+    if config.n_train is not None or not _is(config, recipe):
+        return None
+    joint = _is(taught, JOINT)
+    if not joint and not (isinstance(taught, RunConfig) and _is(taught.teacher, TEACHER)):
+        return None
+    return PAIRS.get((taught.model, config.model), {}).get(config.method + "*" * joint)
 
 
 def _is(config, wanted):

@@ -179,6 +179,19 @@ def measured(rows, by, columns):
     return figure
 
 
+def distributions(groups, label):
+    """A box for each of groups {name: values (n,)}: middle half, median, and whiskers from 5 to 95 %; a diamond at the mean."""
+    style()
+    figure, ax = plt.subplots(figsize=(7, 0.32 * len(groups) + 1.3), layout="constrained")
+    how = {"orient": "h", "whis": (5, 95), "showfliers": False, "color": "C0", "width": 0.6, "linewidth": 1}
+    mean = {"marker": "D", "markerfacecolor": "white", "markeredgecolor": "0.2", "markersize": 5}
+    sns.boxplot({name: values.numpy() for name, values in groups.items()}, ax=ax, showmeans=True, meanprops=mean, **how)
+    sizes = sorted({len(values) for values in groups.values()})
+    counts = f"{sizes[0]} images" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} images"
+    ax.set_xlabel(f"{label}\nbox: middle half; whiskers: 5 to 95 %; diamond: mean; {counts} each")
+    return figure
+
+
 def lines(rows, x, y, hue, col=None, log2=False, **labels):
     """Mean over seeds of rows[y] against rows[x] with 95 % intervals; rows: a dict for each arm and seed.
 

@@ -7,6 +7,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
 
 from ccdlib.augment import (
+    AUGMENTATIONS,
     OPS,
     POLICIES,
     Policy,
@@ -17,8 +18,11 @@ from ccdlib.augment import (
     policy_named,
     rotations,
 )
+from ccdlib.config import RunConfig
+from ccdlib.data import load_data
 from ccdlib.registry import CcdError
 from ccdlib.streams import stream
+from ccdlib.train import EpochViews
 
 GREY = {"L": 128, "RGB": (128, 128, 128)}
 STEPS = [(op, level) for op in OPS for level in range(10)]
@@ -251,3 +255,82 @@ def test_wrong_requests_say_what_is_allowed():
         POLICIES["cifar10"].apply(images.permute(0, 2, 3, 1), draws)
     with pytest.raises(CcdError, match=r"do not fit 2 images"):
         POLICIES["cifar10"].apply(images[:2], draws)
+
+
+# ---------------------------------------------------------------- what JDA is compared with
+
+
+def pictures(n, channels):
+    return torch.randint(256, (n, channels, 16, 16), generator=torch.Generator().manual_seed(n), dtype=torch.uint8)
+
+
+def test_every_sample_has_operations_of_its_own():
+    made = AUGMENTATIONS["randaugment"]
+    assert len(made.ops) == 14
+    assert "invert" not in made.ops
+    draws = made.draw(3000, torch.Generator().manual_seed(0))
+    assert draws.ops.shape == (3000, 2)
+    assert torch.bincount(draws.ops.flatten(), minlength=14).min() > 3000 * 2 / 14 * 0.8
+    assert draws.levels.unique().tolist() == [4]
+    assert torch.bincount(AUGMENTATIONS["trivialaugment"].draw(3000, torch.Generator().manual_seed(0)).levels[:, 0]).min() > 200
+
+
+@pytest.mark.parametrize("name", ["randaugment", "trivialaugment"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sampled_operations_are_those_of_pillow_one_after_the_other(name, channels):
+    made, images = AUGMENTATIONS[name], pictures(60, channels)
+    draws = made.draw(60, torch.Generator().manual_seed(1))
+    out = made.apply(images, draws)
+    for i in range(60):
+        expected = images[i : i + 1]
+        for op, level, sign in zip(*(field[i].tolist() for field in (draws.ops, draws.levels, draws.signs)), strict=True):
+            if made.ops[op] == "rotate":
+                turned = [Image.fromarray(c.numpy()).rotate(sign * level * 30 / 9, fillcolor=128) for c in expected[0]]
+                expected = torch.stack([torch.from_numpy(np.array(c)) for c in turned])[None]
+            elif made.ops[op] != "identity":
+                expected = apply_op(expected, made.ops[op], level, sign)
+        assert torch.equal(out[i : i + 1], expected), [made.ops[k] for k in draws.ops[i]]
+    assert torch.equal(out[7:9], made.apply(images[7:9], draws[7:9])), "draws belong to images"
+
+
+def test_mixup_is_the_weighted_mean_of_two_images():
+    mix, images = AUGMENTATIONS["mixup"], pictures(8, 3)
+    draws = mix.draw(8, torch.Generator().manual_seed(0))
+    assert sorted(draws.partners.tolist()) == list(range(8))
+    mixed, shares = mix.apply(images, images[draws.partners], draws)
+    for i in range(8):
+        a, b, part = images[i].double(), images[draws.partners[i]].double(), draws.shares[i].item()
+        assert (mixed[i].double() - (part * a + (1 - part) * b)).abs().max() <= 0.501
+    assert torch.equal(shares, draws.shares)
+
+
+def test_cutmix_puts_a_box_of_the_partner_into_the_image():
+    mix, n = AUGMENTATIONS["cutmix"], 2000
+    images, partners = torch.zeros(n, 1, 16, 16, dtype=torch.uint8), torch.full((n, 1, 16, 16), 255, dtype=torch.uint8)
+    draws = mix.draw(n, torch.Generator().manual_seed(0))
+    mixed, shares = mix.apply(images, partners, draws)
+    assert set(mixed.unique().tolist()) == {0, 255}
+    torch.testing.assert_close(shares, (mixed == 0).float().mean((1, 2, 3)))
+    for i in range(0, n, 50):
+        box = (mixed[i, 0] == 255).nonzero()
+        if len(box):  # a full rectangle
+            (top, left), (bottom, right) = box.amin(0).tolist(), box.amax(0).tolist()
+            assert len(box) == (bottom - top + 1) * (right - left + 1)
+    inside = (draws.centres - 0.5).abs().amax(1) < 0.5 - (1 - draws.shares).sqrt() / 2  # not cut off at an edge
+    assert inside.sum() > 50
+    assert (shares[inside] - draws.shares[inside]).abs().mean() < 0.03
+
+
+def test_mixed_views_have_mixed_labels_and_pair_with_the_others():
+    data, rows = load_data("digits", n_train=40), torch.arange(40)
+    plain = EpochViews(RunConfig(n_train=40, views="cifar100"), data, 2).batch(rows)
+    for name in ("mixup", "cutmix"):
+        views = EpochViews(RunConfig(n_train=40, views=name), data, 2)
+        batch = views.batch(rows)
+        assert torch.equal(batch.inputs[:40], plain.inputs[:40]), "the same originals as with JDA"
+        hard = torch.nn.functional.one_hot(data.train_labels, 10).float()
+        assert torch.equal(batch.labels[:40], hard)
+        share = batch.labels[40:].gather(1, data.train_labels[:, None])[:, 0]
+        partner = data.train_labels[views.draws[0].partners]
+        other = batch.labels[40:].gather(1, partner[:, None])[:, 0]
+        assert torch.allclose(torch.where(partner == data.train_labels, share, share + other), torch.ones(40))

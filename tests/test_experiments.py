@@ -21,7 +21,7 @@ from ccdlib.stats import more
 from ccdlib.train import fit, folder_of, predict
 
 NOTEBOOKS = {path.stem: path for path in sorted(paths.NOTEBOOKS.glob("*.ipynb"))}
-PROFILES = ("smoke", *sorted(folder.name for folder in paths.PARAMS.iterdir()))
+PROFILES = [(stem, "smoke") for stem in NOTEBOOKS] + sorted((f.stem, f.parent.name) for f in paths.PARAMS.glob("*/*.yaml"))
 SMALL = {"n_train": 20, "n_teacher": 30, "teacher_epochs": 1, "student_epochs": 1, "teacher_model": "resnet8"}
 
 
@@ -40,8 +40,7 @@ def test_every_notebook_has_an_experiment_and_every_experiment_its_notebook():
     assert EXPERIMENTS.keys() == NOTEBOOKS.keys()
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("stem", NOTEBOOKS)
+@pytest.mark.parametrize(("stem", "profile"), PROFILES)
 def test_every_profile_describes_its_runs_without_its_data(stem, profile):
     """All arms are paired, all claims are about arms that are there; RunConfig checks the rest."""
     asked = parameters(stem, profile)
@@ -101,6 +100,58 @@ def test_the_arms_of_03_have_the_inputs_and_steps_they_say():
     assert facts["q 0, equal steps"]["p_no_op"] == facts["r 0, equal steps"]["p_no_op"] == 1.0
     assert facts["p 0, equal steps"]["p_no_op"] == 1.0
     assert planned.arms["p 0.3, equal steps"] == [c.model_copy(update={"p": 0.3}) for c in planned.arms["r 1, equal steps"]]
+
+
+def test_the_arms_of_05():
+    planned = experiment("05_compatibility", parameters("05_compatibility", "paper_vgg13"))
+    assert len(planned.claims) == 12
+    for name, facts in planned.facts.items():
+        runs = planned.arms[name]
+        assert {run.views for run in runs} == {{"none": "none", "rotation": "rotation", "JDA": "cifar100"}[facts["views"]]}
+        if "baseline" in facts:
+            pairs = zip(runs, planned.arms[facts["baseline"]], strict=True)
+            assert all(run.model_copy(update={"views": "none"}) == base for run, base in pairs), "nothing else differs"
+    own, matched, kd = (planned.arms[name][0] for name in ("SSKD", "SSKD, matched", "KD"))
+    assert (own.lr, own.weight_decay, own.batch, own.epochs) == (0.01, 5e-4, 64, 240), "MobileNetV2's own"
+    assert (matched.lr, matched.weight_decay, matched.batch, matched.milestones) == (
+        kd.lr,
+        kd.weight_decay,
+        kd.batch,
+        kd.milestones,
+    )
+    stage = own.teacher
+    assert (stage.method, stage.epochs, stage.lr, stage.milestones) == ("sskd_teacher", 60, 0.05, (0.5, 0.75))
+    stage = planned.arms["HSAKD"][0].teacher
+    assert (stage.method, stage.epochs, stage.milestones) == ("hsakd_teacher", 100, (0.3, 0.6, 0.9))
+    assert stage.teacher == planned.arms["teacher"][0]
+    assert not [name for name in planned.arms if name.startswith(("SSKD", "HSAKD")) and "rotation" in name]
+    assert planned.arms["CRD"][0].settings == {"negatives": 16384}
+
+
+def test_the_arms_of_06():
+    planned = experiment("06_ccd", parameters("06_ccd", "paper_vgg13"))
+    ccd = planned.arms["CCD"][0]
+    for name, runs in planned.arms.items():
+        if name.startswith("CCD, "):
+            assert runs[0] == ccd.model_copy(update={"settings": {"weight": name.removeprefix("CCD, ")}})
+    assert planned.arms["KD + JDA"][0].model_copy(update={"method": "ccd"}) == ccd
+    joint = planned.arms["teacher, joint"][0]
+    assert (joint.method, joint.teacher, joint.lr, joint.epochs, joint.batch) == ("hsakd_teacher", None, 0.05, 240, 64)
+    assert planned.arms["HSAKD*"][0].teacher == joint
+    assert planned.arms["HSAKD"][0].teacher.teacher == planned.arms["teacher"][0]
+    assert {claim.finding for claim in planned.claims} == {"CCD"}
+    # Of every seed a teacher, its two stages and the joint one; then the students.
+    assert len(experiment("06_ccd", parameters("06_ccd")).runs) == 2 * (4 + 3 + len(experiments.CONTROLS) + 3)
+
+
+def test_runs_are_listed_after_all_that_they_learn_from():
+    small = SMALL | {"seeds": 2}
+    planned = experiment("06_ccd", parameters("06_ccd", **small))
+    listed = list(planned.runs)
+    for _, folder in planned.runs.values():
+        taught = folder.config.teacher
+        if taught is not None:
+            assert listed.index(folder_of(taught).path.name) < listed.index(folder.path.name)
 
 
 def test_the_arms_of_04():

@@ -1,6 +1,7 @@
 """The notebook's Run, and the strict door: `ccd run`."""
 
 import json
+import re
 import shutil
 
 import nbformat
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from ccdlib import cli, notebook, paths, stats
 from ccdlib.config import RECIPES, RunConfig
 from ccdlib.experiments import Experiment
+from ccdlib.methods import METHODS, settings_of, teacher_of_method
 from ccdlib.notebook import NotebookFailed, Run, label, parameters_of, profile_parameters, run_notebook
 from ccdlib.paper import published
 from ccdlib.registry import CcdError
@@ -78,15 +80,20 @@ def test_parameters_are_what_papermill_reads(path):
 
 def test_every_notebook_has_its_profiles_and_every_profile_its_notebook():
     stems = {path.stem for path in NOTEBOOKS}
-    profiles = {folder.name for folder in paths.PARAMS.iterdir()}
-    assert profiles == {"lite", "paper", "paper_resnet56"}
-    for profile in profiles:
-        assert {path.stem for path in (paths.PARAMS / profile).glob("*.yaml")} == stems
-    for path in NOTEBOOKS:
-        for profile in profiles:
-            values = profile_parameters(path, profile)
-            assert values["profile"] == profile
-            assert values.keys() == parameters_of(path).keys()
+    found = {folder.name: {path.stem for path in folder.glob("*.yaml")} for folder in paths.PARAMS.iterdir()}
+    assert found.pop("lite") == found.pop("paper") == found.pop("paper_resnet56") == stems
+    assert found.pop("lite_cifar100") == {"06_ccd"}
+    # The other pairs of the published table, for the notebooks about compared methods.
+    assert len(found) == 6
+    assert all(held == {"05_compatibility", "06_ccd"} for held in found.values())
+
+
+@pytest.mark.parametrize("file", sorted(paths.PARAMS.glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_profile_gives_every_parameter(file):
+    path = paths.NOTEBOOKS / f"{file.stem}.ipynb"
+    values = profile_parameters(path, file.parent.name)
+    assert values["profile"] == file.parent.name
+    assert values.keys() == parameters_of(path).keys()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -344,6 +351,34 @@ def test_published_numbers_stand_only_beside_the_papers_protocol():
     for other in ({"views": "cifar100"}, {"n_train": 0.5}, {"epochs": 100}, {"weight_decay": 1e-4}):
         taught = {"teacher": RunConfig(**expert | {"model": "wrn_40_2"} | other)}
         assert published(RunConfig(**paper | kd | taught)) is None, "another teacher than the source's"
+
+
+def test_published_numbers_of_compared_methods_stand_beside_their_own_recipe():
+    plain = RunConfig(data="cifar100", model="vgg13", **RECIPES["paper_teacher"])
+    joint = RunConfig(data="cifar100", model="vgg13", method="hsakd_teacher", **RECIPES["paper_rotating"])
+    student = {"data": "cifar100", "model": "mobilenet_v2"}
+    same = RECIPES["paper"]
+    assert published(RunConfig(**student, **same, method="sp", teacher=plain)) == 75.68
+    assert published(RunConfig(**student, **same, method="crd", teacher=plain, settings={"negatives": 16384})) == 76.13
+    assert published(RunConfig(**student, **same, method="crd", teacher=plain, settings={"negatives": 32})) is None
+    assert published(RunConfig(**student, **same, method="dkd", teacher=plain)) is None
+    own = RECIPES["paper_rotating_light"]
+    for method, star in (("sskd", 76.21), ("hsakd", 77.45)):
+        taught = teacher_of_method(method, plain)
+        assert published(RunConfig(**student, **own, method=method, teacher=taught)) == star
+        assert published(RunConfig(**student, **same, method=method, teacher=taught)) is None
+        assert published(RunConfig(**student, **own, method=method, teacher=taught, views="cifar100")) is None
+    assert published(RunConfig(**student, **own, method="hsakd", teacher=joint)) == 79.27
+
+
+def test_ccd_methods_lists_every_method_with_its_settings():
+    text = CliRunner().invoke(cli.cli, ["methods"]).output
+    for name in METHODS:
+        assert re.search(rf"^{name} ", text, re.M), name
+        for setting, default in settings_of(name).items():
+            assert f"{setting}={default!r}" in text
+    assert "teacher trained by hsakd_teacher" in text
+    assert "Xu et al., ECCV 2020" in text
 
 
 # ---------------------------------------------------------------- real colour images

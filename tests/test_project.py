@@ -149,7 +149,8 @@ def lines_of_code(path):
 
 
 def test_the_library_stays_small():
-    assert sum(map(lines_of_code, (ROOT / "ccdlib").rglob("*.py"))) < 3000
+    # About 3,000 for the kit itself, and 600 for the ten compared methods, their heads and what they cost.
+    assert sum(map(lines_of_code, (ROOT / "ccdlib").rglob("*.py"))) < 3600
 
 
 def test_every_shaping_module_is_hashed():
