@@ -1,6 +1,9 @@
 """What a teacher makes of augmented images (accuracy, entropy, calibration, CCD's weights), and what methods cost."""
 
+import os
+import sys
 import time
+from contextlib import contextmanager
 from functools import cache
 from statistics import median
 
@@ -104,9 +107,11 @@ def cost(config, sizes, side=32):
     method = _heads_of(config.method, student, teacher, shape, sizes, config.settings)
     turns = TURNS if kind.rotates else 1
     inputs = turns * round(config.batch * config.views_per_image)
-    alone = _macs(config.model, sizes, shape)
-    forward = alone + _head_macs(student, method, shape)
-    taught = 0 if teacher is None or frozen else _macs(made.model, sizes, shape) + _head_macs(teacher, heads, shape)
+    alone = _answer(config.model, sizes, shape)[1]
+    forward = alone + _head_macs(config.model, method, sizes, shape)
+    taught = 0
+    if teacher is not None and not frozen:
+        taught = _answer(made.model, sizes, shape)[1] + _head_macs(made.model, heads, sizes, shape)
     backward = 2 * (forward - alone * frozen)
     found = {
         "method": config.method,
@@ -150,21 +155,19 @@ def _bytes(module):
 
 
 @cache
-def _macs(name, sizes, shape):
-    """Multiply-adds of one image through the network `name`."""
+def _answer(name, sizes, shape):
+    """What the network `name` says about one image, without values, and how many multiply-adds that takes."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _skeleton(name, sizes)(torch.zeros(1, *shape, device="meta"))
-    return counter.get_total_flops() // 2
+        output = _skeleton(name, sizes)(torch.zeros(1, *shape, device="meta"))
+    return output, counter.get_total_flops() // 2
 
 
-def _head_macs(network, method, shape):
-    """Multiply-adds of one image through the heads of a method."""
+def _head_macs(name, method, sizes, shape):
+    """Multiply-adds of one image through the heads of a method on the network `name`."""
     if method is None or next(method.parameters(), None) is None:
         return 0
-    with torch.no_grad():
-        output = network(torch.zeros(1, *shape, device="meta"))
-        with FlopCounterMode(display=False) as counter:
-            method.heads(output)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        method.heads(_answer(name, sizes, shape)[0])
     return counter.get_total_flops() // 2
 
 
@@ -206,7 +209,7 @@ def _peak(act, device):
         torch.cuda.reset_peak_memory_stats()
         act()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with _quiet(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         act()
     # Every allocation and release, in order; the profiler's public tables only add them up by operator.
     events = profile.profiler.kineto_results.events()
@@ -216,6 +219,20 @@ def _peak(act, device):
         now += change
         most = max(most, now)
     return most
+
+
+@contextmanager
+def _quiet():
+    """Nothing on the standard error meanwhile: the profiler writes to it from below Python, and a notebook would show it."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 # The pairs that the papers train, with the Sizes of their data and the side of its images.
