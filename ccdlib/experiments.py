@@ -481,15 +481,18 @@ def _compared(p, method, teachers, **what):
     return _students(p, _ready_for(p, method, teachers), **own)
 
 
+def _matched(p):
+    """The settings of the recipe that all methods can share."""
+    return RECIPES[p["recipe"]] | _timing(p, p["student_epochs"])
+
+
 @EXPERIMENTS.add("05_compatibility")
 def compatibility(p):
     """(e): compared methods without augmentation, with rotation and with JDA, under their own recipe and one matched recipe."""
     teachers = _teachers(p)
     arms, facts, claims = {"teacher": teachers}, {}, []
     for method in _methods(p):
-        recipes = {"own": {}} | (
-            {"matched": RECIPES[p["recipe"]] | _timing(p, p["student_epochs"])} if _own_recipe(p, method) else {}
-        )
+        recipes = {"own": {}} | ({"matched": _matched(p)} if _own_recipe(p, method) else {})
         for recipe, what in recipes.items():
             name = NAMES[method] + ", matched" * (recipe == "matched")
             kinds = {"none": "none", "rotation": "rotation", "JDA": p["policy"]}
@@ -500,6 +503,7 @@ def compatibility(p):
                 arms[arm] = _compared(p, method, teachers, views=views, **what)
                 facts[arm] = {"method": name, "views": kind} | ({} if kind == "none" else {"baseline": name})
             how = "under the matched recipe" if recipe == "matched" else "under its own recipe"
+            how = how if len(recipes) > 1 else "under the common recipe"
             claims.append(more("(e)", f"{NAMES[method]} gains from JDA, {how}", f"{name} + JDA", name, **_least(p)))
     return Experiment(arms, tuple(claims), facts)
 
@@ -532,31 +536,33 @@ def cosine_confidence(p):
     }
     for weight in CONTROLS:
         arms[f"CCD, {weight}"] = _students(p, teachers, method="ccd", views=p["policy"], settings={"weight": weight})
-    arms |= {
-        "SSKD": _compared(p, "sskd", teachers),
-        "HSAKD": _compared(p, "hsakd", teachers),
-        "HSAKD*": _compared(p, "hsakd", jointly),
-    }
+    for name, (method, taught) in {
+        "SSKD": ("sskd", teachers),
+        "HSAKD": ("hsakd", teachers),
+        "HSAKD*": ("hsakd", jointly),
+    }.items():
+        arms[name] = _compared(p, method, taught)
+        arms[f"{name}, matched"] = _compared(p, method, taught, **_matched(p))
     return Experiment(arms, tuple(_ccd_claims(p)))
 
 
 def _ccd_claims(p):
     statements = {
-        "KD + JDA": "the cosine weight helps: CCD is more accurate than KD + JDA",
+        "KD + JDA": "the weight, size and spread, helps: CCD is more accurate than KD + JDA",
         "CCD, constant": "it is not only the size of the loss: CCD is more accurate than with the batch's mean weight for all",
         "CCD, shuffled": "each image needs its own weight: CCD is more accurate than with the weights shuffled",
         "CCD, normalised": "the size of the loss helps: CCD is more accurate than with weights of mean 1",
         "CCD, probabilities": "logits are the right place: CCD is more accurate than with the cosine of probabilities",
         "CCD, centred": "raw logits are the right ones: CCD is more accurate than with the cosine of centred logits",
-        "SSKD": "CCD is more accurate than SSKD",
-        "HSAKD": "CCD is more accurate than HSAKD",
-        "HSAKD*": "CCD is more accurate than HSAKD*, whose teacher is trained jointly",
     }
+    for name in ("SSKD", "HSAKD", "HSAKD*"):
+        statements[name] = f"CCD is more accurate than {name}, each under its own recipe"
+        statements[f"{name}, matched"] = f"CCD is more accurate than {name}, under one recipe"
     for arm, statement in statements.items():
         yield more("CCD", statement, "CCD", arm, **_least(p))
     yield more(
         "CCD",
-        "the spread of the weights helps, whatever their size: CCD with weights of mean 1 is more accurate than KD + JDA",
+        "the spread of the weights helps at an unchanged size: CCD with weights of mean 1 is more accurate than KD + JDA",
         "CCD, normalised",
         "KD + JDA",
         **_least(p),

@@ -64,6 +64,7 @@ def teacher_views(teacher, data, policy, seed=0, ops=None):
                 "weight": confidence(torch.cat([before, logits])).mean().item(),
             }
         )
+    teacher.cpu()  # as it was
     return rows
 
 
@@ -83,6 +84,7 @@ def training_weights(teacher, data, policy, seed=0):
     weights = {
         name: confidence(torch.cat([before, predict(teacher, data, changed, device)])).cpu() for name, changed in views.items()
     }
+    teacher.cpu()  # as it was
     return weights, twins
 
 
@@ -113,7 +115,7 @@ def cost(config, sizes, side=32):
     if teacher is not None and not frozen:
         taught = _answer(made.model, sizes, shape)[1] + _head_macs(made.model, heads, sizes, shape)
     backward = 2 * (forward - alone * frozen)
-    found = {
+    return {
         "method": config.method,
         "student trained": _parameters(method) + (0 if frozen else _parameters(student)),
         "student stored": _parameters(student) + (_parameters(method) if kind.keeps else 0),
@@ -121,13 +123,19 @@ def cost(config, sizes, side=32):
         "teacher trained": _parameters(teacher) + _parameters(heads),
         "teacher stored": _parameters(teacher) + _parameters(heads),
         "teacher bytes": _bytes(teacher) + _bytes(heads),
-        "memory bank bytes": sum(b.numel() * 4 for name, b in method.named_buffers() if name.startswith("memory")),
+        "memory bank bytes": sum(
+            b.numel() // _few(sizes) * sizes.images * 4 for name, b in method.named_buffers() if name.startswith("memory")
+        ),
         "test_macs": alone,
         "inputs": inputs,
         "step_macs": inputs * (forward + taught),
         "training_macs": inputs * (forward + backward + taught),
     }
-    return found
+
+
+def _few(sizes):
+    """Images enough to make a method for: CRD's memory of all of ImageNet need not be made to be measured."""
+    return min(sizes.images, 40_000)
 
 
 @cache
@@ -139,7 +147,7 @@ def _skeleton(name, sizes):
 
 def _heads_of(name, student, teacher, shape, sizes, settings):
     """The method `name` without values."""
-    labels = torch.arange(sizes.images) % sizes.classes
+    labels = torch.arange(_few(sizes)) % sizes.classes
     with torch.random.fork_rng(devices=[]):
         method = METHODS[name](Given(student, teacher, None, shape, sizes.classes, labels), **settings).eval().to("meta")
     method.headed = lambda head, x: head(x)  # autocast knows no meta device
@@ -171,13 +179,15 @@ def _head_macs(name, method, sizes, shape):
     return counter.get_total_flops() // 2
 
 
-def step_cost(config, steps=30):
+def step_cost(config, steps=30, device=None):
     """What a training step by `config` takes here, measured with untrained networks on the configuration's own data.
+
+    device: "cpu" or "cuda"; the GPU where there is one when it is None.
 
     Returns a dict: "seconds" (median of `steps` steps), "peak_bytes" (largest memory in use during a step, above what is there
     between steps; with a GPU, of the GPU), "training_macs" (counted while a step ran, losses and all), "inputs", "hardware".
     """
-    device = best_device()
+    device = torch.device(device) if device else best_device()
     data = load_data(config.data, side=config.side, n_train=config.n_train, seed=config.subset_seed).to(device)
     trainee = prepare(config, data, device, untrained(config, data))
     trainee.network.train(not trainee.frozen)
@@ -283,6 +293,7 @@ def readable(rows):
         "teacher bytes": ("teacher on disk (MB)", 1e6, "{:.2f}"),
         "student trained": ("student trained (M)", 1e6, "{:.3f}"),
         "student stored": ("student stored (M)", 1e6, "{:.3f}"),
+        "student bytes": ("student on disk (MB)", 1e6, "{:.2f}"),
         "memory bank bytes": ("memory bank (MB)", 1e6, "{:.1f}"),
         "test_macs": ("test, an image (MMACs)", 1e6, "{:.1f}"),
         "inputs": ("inputs a step", 1, "{:.0f}"),

@@ -77,8 +77,10 @@ def _with_rotations(config):
     if config.n_train is not None or not _is(config, recipe):
         return None
     joint = _is(taught, JOINT)
-    if not joint and not (isinstance(taught, RunConfig) and _is(taught.teacher, TEACHER)):
-        return None
+    if not joint:
+        stage = isinstance(taught, RunConfig) and PROTOCOL | RECIPES.get(f"paper_{taught.method}", {}) | {"n_train": None}
+        if not (stage and _is(taught, stage) and _is(taught.teacher, TEACHER)):
+            return None
     return PAIRS.get((taught.model, config.model), {}).get(config.method + "*" * joint)
 
 

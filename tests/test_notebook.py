@@ -364,8 +364,10 @@ def test_published_numbers_of_compared_methods_stand_beside_their_own_recipe():
     assert published(RunConfig(**student, **same, method="dkd", teacher=plain)) is None
     own = RECIPES["paper_rotating_light"]
     for method, star in (("sskd", 76.21), ("hsakd", 77.45)):
-        taught = teacher_of_method(method, plain)
+        taught = teacher_of_method(method, plain, **RECIPES[f"paper_{method}_teacher"])
         assert published(RunConfig(**student, **own, method=method, teacher=taught)) == star
+        for other in (teacher_of_method(method, plain), taught.model_copy(update={"n_train": 50})):
+            assert published(RunConfig(**student, **own, method=method, teacher=other)) is None
         assert published(RunConfig(**student, **same, method=method, teacher=taught)) is None
         assert published(RunConfig(**student, **own, method=method, teacher=taught, views="cifar100")) is None
     assert published(RunConfig(**student, **own, method="hsakd", teacher=joint)) == 79.27
