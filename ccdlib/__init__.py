@@ -12,11 +12,11 @@ The words of the kit:
 """
 
 from ccdlib.augment import AUGMENTATIONS, OPS, POLICIES, Policy, apply_op
-from ccdlib.config import RECIPES, Checkpoint, RunConfig
+from ccdlib.config import RECIPES, Checkpoint, RunConfig, teacher_of_method
 from ccdlib.data import DATASETS, Data, load_data
 from ccdlib.experiments import EXPERIMENTS, Experiment, experiment
 from ccdlib.losses import LOSSES, WEIGHTS, confidence
-from ccdlib.methods import METHODS, teacher_of_method
+from ccdlib.methods import METHODS
 from ccdlib.models import MODELS, Output, build
 from ccdlib.notebook import Run
 from ccdlib.registry import CcdError, UnknownName

@@ -210,3 +210,17 @@ class RunConfig(Strict):
     def lr_at(self, epoch):
         """The learning rate of an epoch, counted from 0."""
         return self.lr * 0.1 ** sum(epoch >= round(m * self.epochs) for m in self.milestones)
+
+
+def teacher_of_method(method, teacher, **changes):
+    """The RunConfig that trains the heads that `method` needs onto a trained `teacher` (RunConfig or Checkpoint), frozen.
+
+    changes: other fields of it, such as the recipe of that stage, `**RECIPES["paper_sskd_teacher"]`; the teacher's own stand
+    where nothing is said, for a Checkpoint those of a new RunConfig. `teacher` itself where it needs no heads or has them.
+    """
+    needed = METHODS[method].teacher_method
+    if needed is None or teacher.method == needed:
+        return teacher
+    own = dict(teacher) if isinstance(teacher, RunConfig) else {"model": teacher.model}
+    plain = {"views": "none", "p": None, "ops": None, "twins": 1, "share": 1.0, "settings": {}}
+    return RunConfig(**(own | plain | {"method": needed, "teacher": teacher} | changes))

@@ -15,9 +15,9 @@ from statistics import median
 from loky import ProcessPoolExecutor
 
 from ccdlib.augment import policy_named
-from ccdlib.config import RECIPES, RunConfig
+from ccdlib.config import RECIPES, RunConfig, teacher_of_method
 from ccdlib.data import sizes_of
-from ccdlib.methods import METHODS, teacher_of_method
+from ccdlib.methods import METHODS
 from ccdlib.registry import CcdError, Registry, unknown
 from ccdlib.runs import best_device
 from ccdlib.stats import INFINITY, Claim, Contrast, Peak, more, no_better, slope

@@ -10,11 +10,11 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccdlib.config import RECIPES, RunConfig
+from ccdlib.config import RECIPES, RunConfig, teacher_of_method
 from ccdlib.data import Sizes, load_data
 from ccdlib.experiments import NAMES, rotating_recipe
 from ccdlib.losses import confidence
-from ccdlib.methods import METHODS, TURNS, Given, teacher_of_method
+from ccdlib.methods import METHODS, TURNS, Given
 from ccdlib.models import MODELS
 from ccdlib.paper import PAIRS
 from ccdlib.runs import best_device, hardware
@@ -149,9 +149,7 @@ def _heads_of(name, student, teacher, shape, sizes, settings):
     """The method `name` without values."""
     labels = torch.arange(_few(sizes)) % sizes.classes
     with torch.random.fork_rng(devices=[]):
-        method = METHODS[name](Given(student, teacher, None, shape, sizes.classes, labels), **settings).eval().to("meta")
-    method.headed = lambda head, x: head(x)  # autocast knows no meta device
-    return method
+        return METHODS[name](Given(student, teacher, None, shape, sizes.classes, labels), **settings).eval().to("meta")
 
 
 def _parameters(module):

@@ -35,8 +35,6 @@ class Batch(NamedTuple):
 
     def turned(self):
         """The batch of a method that rotates: all inputs at 0, then at 90, 180 and 270 degrees; labels and images stay."""
-        if self.inputs.shape[2] != self.inputs.shape[3]:
-            raise CcdError(f"rotations need square images, not {tuple(self.inputs.shape[2:])}; make them square first")
         return self._replace(inputs=torch.cat([self.inputs.rot90(k, (2, 3)) for k in range(TURNS)]))
 
     def kept(self, rows):
@@ -90,8 +88,9 @@ class Method(nn.Module):
 
     def headed(self, head, x):
         """head(x) in float32, computed as the networks are (bfloat16 on a GPU)."""
-        kind = x.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+        if x.device.type != "cuda":
+            return head(x)
+        with torch.autocast("cuda", torch.bfloat16):
             return full(head(x))
 
 
@@ -273,10 +272,19 @@ SSKD_WEIGHTS = Registry("sskd weights")
 SSKD_WEIGHTS |= {"released": (0.1, 0.9, 2.7, 10.0), "supplement": (0.1, 0.9, 3.0, 5.0)}
 
 
-class _Contrast(Method):
-    """What both stages of SSKD share: the head h, Linear(d, d)-ReLU-Linear(d, d) on pooled features, and similarities."""
+class _Rotating(Method):
+    """A method with rotations of its own; CcdError for images that are not square."""
 
     rotates = True
+
+    def __init__(self, given):
+        super().__init__(given)
+        if given.shape[1] != given.shape[2]:
+            raise CcdError(f"rotations need square images, not {given.shape[1:]}; make them square first")
+
+
+class _Contrast(_Rotating):
+    """What both stages of SSKD share: the head h, Linear(d, d)-ReLU-Linear(d, d) on pooled features, and similarities."""
 
     def __init__(self, given):
         super().__init__(given)
@@ -365,14 +373,12 @@ def trusted(rows, true, ratio):
 # ---------------------------------------------------------------- HSAKD
 
 
-class _Branches(Method):
+class _Branches(_Rotating):
     """What both stages of HSAKD share: an auxiliary branch after each stage of a backbone, made of its own remaining parts.
 
     Branch l is made of the units of stages l + 1 to the last (after the last stage: of that stage once more, at the same size),
     of the tail, average pooling and a linear layer to 4 C joint labels: class y turned by j times 90 degrees is 4 y + j.
     """
-
-    rotates = True
 
     def __init__(self, given):
         super().__init__(given)
@@ -480,15 +486,3 @@ def _check_number(name, key, value):
         raise CcdError(
             f"setting {key} = {value!r} of method {name!r}: allowed are numbers {'above' if above else 'from'} 0{upper}"
         )
-
-
-def teacher_of_method(method, teacher, **changes):
-    """The RunConfig that gives the trained `teacher` (a RunConfig) the heads that `method` needs; itself where it needs none.
-
-    changes: other fields of it, such as epochs. `fit(teacher_of_method("sskd", teacher))` trains them.
-    """
-    needed = METHODS[method].teacher_method
-    if needed is None or teacher.method == needed:
-        return teacher
-    plain = {"views": "none", "p": None, "ops": None, "twins": 1, "share": 1.0, "settings": {}}
-    return type(teacher)(**(dict(teacher) | plain | {"method": needed, "teacher": teacher} | changes))

@@ -4,11 +4,11 @@
     curves.csv           one row an epoch
     weights.safetensors  the network after the last epoch
     heads.safetensors    of a teacher whose method trains heads that students need
-    resume.pt            while unfinished: weights, momentum, curves of the last finished epoch
+    resume.pt            while unfinished: weights, the method's heads and memory, momentum and curves of the last saved epoch
     metrics.json         written last, the mark of a finished run: accuracies and provenance
 
-Files appear whole or not at all. A finished run is found again, an unfinished one goes on from its last epoch, and a damaged
-one is named and left alone until the caller asks for a repair.
+Files appear whole or not at all. A finished run is found again, an unfinished one goes on from the last epoch it saved, and
+a damaged one is named and left alone until the caller asks for a repair.
 """
 
 import csv

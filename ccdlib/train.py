@@ -319,9 +319,12 @@ def prepare(config, data, device, taught_by):
         network.load_state_dict(teacher.state_dict())
         network.requires_grad_(False)
         teacher = None
-    network = network.to(device, memory_format=torch.channels_last)
-    teacher = teacher and teacher.to(device, memory_format=torch.channels_last)
-    method = _method(config, data, network, teacher, heads and heads.to(device)).to(device)
+    for part in filter(None, (network, teacher)):
+        part.to(memory_format=torch.channels_last)
+    # Heads are made and drawn on the CPU, like the networks: equal weights on every device.
+    method = _method(config, data, network, teacher, heads)
+    for part in filter(None, (network, teacher, heads, method)):
+        part.to(device)
     parameters = [p for part in (network, method) for p in part.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(
         parameters, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0

@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from ccdlib.augment import POLICIES
-from ccdlib.config import RunConfig
+from ccdlib.config import RunConfig, teacher_of_method
 from ccdlib.data import Sizes, load_data
 from ccdlib.experiments import NAMES
 from ccdlib.losses import confidence
 from ccdlib.measure import CIFAR, PUBLISHED, cost, cost_table, method_configs, readable, step_cost, training_weights
-from ccdlib.methods import teacher_of_method
 from ccdlib.models import build
 from ccdlib.paper import KD
 from ccdlib.train import fit, predict

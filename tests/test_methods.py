@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccdlib import losses, train
-from ccdlib.config import VIEWS, Checkpoint, RunConfig
+from ccdlib.config import VIEWS, Checkpoint, RunConfig, teacher_of_method
 from ccdlib.data import load_data
-from ccdlib.methods import METHODS, TURNS, Batch, Given, make, settings_of, teacher_of_method, trusted
+from ccdlib.methods import METHODS, TURNS, Batch, Given, make, settings_of, trusted
 from ccdlib.models import Output, build, initialise
 from ccdlib.registry import CcdError
 from ccdlib.streams import stream
@@ -372,8 +372,9 @@ def test_turns_are_all_views_at_one_angle_then_all_at_the_next():
     batch, turned = a_batch(turned=True, views=2)
     assert torch.equal(turned[: 2 * N], batch.inputs)
     assert torch.equal(turned[4 * N + 1], batch.inputs[1].rot90(2, (1, 2)))
-    with pytest.raises(CcdError, match="square"):
-        batch._replace(inputs=torch.zeros(1, 1, 8, 9)).turned()
+    for name in ("sskd_teacher", "hsakd_teacher"):
+        with pytest.raises(CcdError, match=r"rotations need square images, not \(8, 9\)"):
+            make(name, given(teacher=False)._replace(shape=(1, 8, 9)))
 
 
 @pytest.mark.parametrize("name", BRANCHED)
@@ -536,8 +537,14 @@ def test_a_checkpoint_with_heads_teaches():
     by_file, by_run = fit(RunConfig(**given, teacher=stored)), fit(RunConfig(**given, teacher=made.config))
     assert by_file.curves[0]["contrast"] == by_run.curves[0]["contrast"]
     assert by_file.folder != by_run.folder
+    plain = Checkpoint(model="resnet8", file=files["file"])
     with pytest.raises(CcdError, match="needs a teacher with the heads that 'sskd_teacher' trains"):
-        RunConfig(**given, teacher=Checkpoint(model="resnet8", file=files["file"]))
+        RunConfig(**given, teacher=plain)
+    headed = fit(teacher_of_method("sskd", plain, n_train=40, epochs=1, batch=20))
+    assert torch.equal(headed.model().head.weight, made.model().head.weight)
+    assert {key: value.tolist() for key, value in headed.heads().state_dict().items()} == {
+        key: value.tolist() for key, value in made.heads().state_dict().items()
+    }, "the same heads as on the run itself"
 
 
 def test_settings_are_listed_and_every_method_says_its_source():

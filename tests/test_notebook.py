@@ -10,9 +10,9 @@ import yaml
 from click.testing import CliRunner
 
 from ccdlib import cli, notebook, paths, stats
-from ccdlib.config import RECIPES, RunConfig
+from ccdlib.config import RECIPES, RunConfig, teacher_of_method
 from ccdlib.experiments import Experiment
-from ccdlib.methods import METHODS, settings_of, teacher_of_method
+from ccdlib.methods import METHODS, settings_of
 from ccdlib.notebook import NotebookFailed, Run, label, parameters_of, profile_parameters, run_notebook
 from ccdlib.paper import published
 from ccdlib.registry import CcdError

@@ -14,10 +14,10 @@ import torch
 from ccdlib import data as data_module
 from ccdlib import runs, train
 from ccdlib.augment import POLICIES, Policy, normalise
-from ccdlib.config import RECIPES, VIEWS, Checkpoint, RunConfig
+from ccdlib.config import RECIPES, VIEWS, Checkpoint, RunConfig, teacher_of_method
 from ccdlib.data import load_data
 from ccdlib.losses import LOSSES
-from ccdlib.methods import METHODS, teacher_of_method
+from ccdlib.methods import METHODS
 from ccdlib.registry import CcdError
 from ccdlib.runs import PROTOCOL, DamagedRun, sha256
 from ccdlib.train import Diverged, EpochViews, check, evaluate, fit
@@ -480,6 +480,15 @@ def test_teacher_and_student_with_different_classes(tmp_path):
 def test_cuda_asked_for_and_absent():
     with pytest.raises(CcdError, match="no CUDA device is there; use device 'auto' or 'cpu'"):
         fit(RunConfig(**SMALL, device="cuda"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_on_cuda(method):
+    teacher = TEACHER if METHODS[method].teacher == "needed" else None
+    teacher = teacher and teacher_of_method(method, teacher)
+    settings = {"negatives": 8} if method == "crd" else {}
+    assert fit(RunConfig(**SMALL, device="cuda", method=method, views="cifar100", teacher=teacher, settings=settings)).curves
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
