@@ -535,7 +535,7 @@ def test_cuda_trains():
             "unknown weight of method 'ccd' 'cosin'. Did you mean 'cosine'",
         ),
         ({"views": "mixup", "p": 0.5}, "p = 0.5 with views 'mixup': only a policy has that"),
-        ({"views": "cutmixpick"}, "least certain of, and method 'ce' has no teacher"),
+        ({"views": "cutmixpick"}, "least certain of; method 'ce' has no teacher"),
         ({"method": "dkd", "views": "cutmix", "teacher": TEACHER}, "mix the labels.*'dkd' needs one hard label.*randaugment"),
         ({"method": "crd", "views": "mixup", "teacher": TEACHER}, "mix the labels.*'crd' needs one hard label"),
         ({"method": "ccd", "views": "cutmixpick", "teacher": TEACHER}, "give 2 that are no pairs"),
