@@ -20,6 +20,9 @@ ALONE = {
     "shufflenet_v1": 71.74,
     "shufflenet_v2": 72.96,
 }
+# Teachers: trained alone, and jointly with HSAKD's branches.
+TEACHERS = {"wrn_40_2": 76.45, "resnet56": 73.44, "resnet32x4": 79.63, "vgg13": 74.64, "resnet50_cifar": 79.34}
+JOINTLY = {"wrn_40_2": 80.70, "resnet56": 77.20, "resnet32x4": 83.73, "vgg13": 78.48, "resnet50_cifar": 83.85}
 # (teacher, student): distilled by KD.
 KD = {
     ("wrn_40_2", "wrn_16_2"): 75.23,
@@ -59,6 +62,9 @@ def published(config):
         return None
     if config.method in ("sskd", "hsakd"):
         return _with_rotations(config)
+    for recipe, numbers in ((TEACHER, TEACHERS), (JOINT, JOINTLY)):
+        if _is(config, recipe):
+            return numbers.get(config.model)
     if not _is(config, PLAIN):
         return None
     if config.method == "ce":

@@ -356,6 +356,8 @@ def test_published_numbers_stand_only_beside_the_papers_protocol():
 def test_published_numbers_of_compared_methods_stand_beside_their_own_recipe():
     plain = RunConfig(data="cifar100", model="vgg13", **RECIPES["paper_teacher"])
     joint = RunConfig(data="cifar100", model="vgg13", method="hsakd_teacher", **RECIPES["paper_rotating"])
+    assert (published(plain), published(joint)) == (74.64, 78.48)
+    assert published(joint.model_copy(update={"n_train": 50})) is published(plain.model_copy(update={"epochs": 100})) is None
     student = {"data": "cifar100", "model": "mobilenet_v2"}
     same = RECIPES["paper"]
     assert published(RunConfig(**student, **same, method="sp", teacher=plain)) == 75.68
