@@ -11,10 +11,8 @@ from ccdlib.models import MODELS
 from ccdlib.registry import CcdError, Registry, unknown
 
 TWINNED = (*POLICIES, *AUGMENTATIONS)  # views with augmented twins
-# How many views of each image a step sees, by `views`; a policy or another augmentation adds twins, one unless `twins` says
-# more.
+# How many views of each image a step sees, by `views`; an augmentation adds twins, one unless `twins` says more.
 VIEWS = {"raw": 1, "none": 1, "base": 2, "rotation": 4} | dict.fromkeys(TWINNED, 2)
-
 
 # The methods of the papers at their settings (methods.md, section 4), and a small one for minutes on a CPU.
 RECIPES = Registry("recipe")
@@ -89,8 +87,8 @@ class RunConfig(Strict):
     model: the backbone. method, settings: a row of METHODS and its settings.
     views: "none" (one base view an image), "raw" (the image as it is), "base" (two base views), "rotation" (0, 90, 180, 270
     degrees of one crop), a policy ("cifar100", ...): the original and its JDA twin, or one of AUGMENTATIONS: the original and
-    such a twin. p: the policy's probability, when
-    another than its own. ops: the ops of the policy that are kept (None: all). twins: augmented twins of an image (r).
+    such a twin. p: the policy's probability, when another than its own. ops: the ops of the policy that are kept (None:
+    all). twins: augmented twins of an image (r).
     share: the fraction of the images, drawn anew each epoch, that get them (q).
     teacher: the RunConfig that makes the teacher, or a Checkpoint; None where the method needs none. For a method that
     trains heads of a frozen network, that network.
@@ -140,7 +138,7 @@ class RunConfig(Strict):
                     f"allowed views: {', '.join(kinds)}"
                 )
         _ = self.policy  # an op that the policy lacks is named here
-        unpaired = getattr(self.augmentation, "candidates", 1) > 1
+        unpaired = self.candidates > 1
         if self.method == "ccd" and (self.views_per_image != 2 or unpaired):
             raise CcdError(
                 f"method 'ccd' weighs two views an image; views {self.views!r}, twins {self.twins} and share {self.share:g} "
@@ -164,7 +162,7 @@ class RunConfig(Strict):
                 f"views {self.views!r} mix the labels of two images, and method {self.method!r} needs one hard label an image. "
                 f"Allowed views: {', '.join(allowed)}"
             )
-        if getattr(self.augmentation, "candidates", 1) > 1 and method.teacher == "none":
+        if self.candidates > 1 and method.teacher == "none":
             raise CcdError(
                 f"views {self.views!r} keep what a teacher is least certain of; method {self.method!r} has no teacher"
             )
@@ -198,6 +196,11 @@ class RunConfig(Strict):
     def augmentation(self):
         """What makes the augmented twins: a Policy or a row of AUGMENTATIONS; None where there are none."""
         return self.policy or AUGMENTATIONS.get(self.views)
+
+    @property
+    def candidates(self):
+        """How many augmented twins are made for one that is kept; more than one only with CutMixPick."""
+        return getattr(self.augmentation, "candidates", 1)
 
     @property
     def views_per_image(self):

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ccdlib.augment import rotations
 from ccdlib.losses import FEATURES, HARD_LABELS, LOSSES, WEIGHTS, ce, full, kd, kl_rows, same_size, shapes
 from ccdlib.models import Backbone, initialise
 from ccdlib.registry import CcdError, Registry, unknown
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
 
     def turned(self):
         """The batch of a method that rotates: all inputs at 0, then at 90, 180 and 270 degrees; labels and images stay."""
-        return self._replace(inputs=torch.cat([self.inputs.rot90(k, (2, 3)) for k in range(TURNS)]))
+        return self._replace(inputs=rotations(self.inputs))
 
     def kept(self, rows):
         """Only the inputs `rows`, the originals and some of the second view."""

@@ -213,7 +213,7 @@ class EpochViews:
         self.config, self.data = config, data
         n, self.epoch, self.made = len(data.train_labels), epoch, config.augmentation
         flip = data.flip if config.flip is None else config.flip
-        twins = config.twins * getattr(self.made, "candidates", 1) if self.made else 0
+        twins = config.twins * config.candidates if self.made else 0
         base_views = {"base": 2}.get(config.views, 1 + twins)
         if config.views == "raw":
             self.crops = [Crops(torch.full((n, 2), data.pad), torch.zeros(n, dtype=torch.bool))]
@@ -299,7 +299,7 @@ class Trainee:
 
     def _picked(self, batch):
         """CutMixPick: of the candidates, those of which the teacher is least certain, as many as there would be twins."""
-        candidates = getattr(self.config.augmentation, "candidates", 1)
+        candidates = self.config.candidates
         if candidates == 1:
             return batch
         first = batch.sizes[0]
