@@ -14,6 +14,9 @@ TWINNED = (*POLICIES, *AUGMENTATIONS)  # views with augmented twins
 # How many views of each image a step sees, by `views`; an augmentation adds twins, one unless `twins` says more.
 VIEWS = {"raw": 1, "none": 1, "base": 2, "rotation": 4} | dict.fromkeys(TWINNED, 2)
 
+# What the runs of a cohort may differ in; draws count by their seed.
+OWN = {"model", "method", "settings", "seed", "draws", "lr", "weight_decay", "momentum", "milestones", "eval_every"}
+
 # The methods of the papers at their settings (methods.md, section 4), and a small one for minutes on a CPU.
 RECIPES = Registry("recipe")
 RECIPES |= {
@@ -92,7 +95,8 @@ class RunConfig(Strict):
     share: the fraction of the images, drawn anew each epoch, that get them (q).
     teacher: the RunConfig that makes the teacher, or a Checkpoint; None where the method needs none. For a method that
     trains heads of a frozen network, that network.
-    seed: of initial weights, batch order, crops and policy draws, in separate streams.
+    seed: of initial weights, batch order, crops and policy draws, in separate streams. draws: the seed of the last three, when
+    another: runs with different seeds and equal draws differ in nothing but their weights, and can share a teacher's answers.
     batch: images a step (each with all its views). milestones: fractions of the epochs after which lr is divided by ten.
     flip: overrides the data set's own base flip. eval_every: epochs between test evaluations (the last is always one).
     device: "auto", "cpu" or "cuda"; it does not name the run, every other field does.
@@ -114,6 +118,7 @@ class RunConfig(Strict):
     flip: bool | None = None
     teacher: "RunConfig | Checkpoint | None" = None
     seed: int = 0
+    draws: int | None = None
     epochs: Count = RECIPES["small"]["epochs"]
     batch: Count = RECIPES["small"]["batch"]
     lr: Positive = RECIPES["small"]["lr"]
@@ -201,6 +206,17 @@ class RunConfig(Strict):
     def candidates(self):
         """How many augmented twins are made for one that is kept; more than one only with CutMixPick."""
         return getattr(self.augmentation, "candidates", 1)
+
+    @property
+    def draws_seed(self):
+        """The seed of batch order, crops and policy draws."""
+        return self.seed if self.draws is None else self.draws
+
+    @property
+    def cohort(self):
+        """A text that is equal for runs that see the same batches and have the same teacher, so that they can be trained
+        together (train.fit_cohort): they differ in nothing but network, method, recipe and the seed of their weights."""
+        return f"{self.draws_seed} {self.model_dump_json(exclude=OWN)}"
 
     @property
     def views_per_image(self):

@@ -21,7 +21,7 @@ from ccdlib.methods import METHODS
 from ccdlib.registry import CcdError, Registry, unknown
 from ccdlib.runs import best_device
 from ccdlib.stats import INFINITY, Claim, Contrast, Peak, more, no_better, slope
-from ccdlib.train import check, fit, folder_of, pace, steps_an_epoch
+from ccdlib.train import check, fit, fit_cohort, folder_of, pace, steps_an_epoch
 
 EXPERIMENTS = Registry("experiment")  # notebook stem -> function of its parameters
 
@@ -71,14 +71,16 @@ class Experiment:
     def train(self):
         """Train what the run store lacks, read the rest: {arm: [Result, one a seed]}. Prints a line an arm.
 
-        On a CPU as many runs at once as there are cores ($CCD_JOBS, when it is set), one thread each: small networks gain
-        next to nothing from a second thread.
+        Runs that see the same batches and have the same teacher are trained together, as a cohort. On a CPU as many cohorts at
+        once as there are cores ($CCD_JOBS, when it is set), one thread each: small networks gain next to nothing from a
+        second thread.
         """
         self.check()
         results, width = {}, max(map(len, self.arms))
+        cohorts = cohorts_of([config for configs in self.arms.values() for config in configs])
         with _side_by_side() as fit_all:
             for arm, configs in self.arms.items():
-                fit_all(configs)
+                fit_all([cohort for cohort in cohorts if any(config in cohort for config in configs)])
                 results[arm] = [fit(config, show="none") for config in configs]
                 mean = sum(result.accuracy for result in results[arm]) / len(configs)
                 print(f"{arm:{width}}  {mean:.1f} % on average of {len(configs)} seeds", flush=True)
@@ -105,7 +107,7 @@ class Experiment:
             arm: {"arm": arm, "runs": 0, "done": 0, "begun": 0, "missing": [], "seconds": 0.0, "expected": 0.0}
             for arm in self.arms
         }
-        paces = {}
+        missing = []  # (configuration, its row)
         for arm, folder in self.runs.values():
             row, config = rows[arm], folder.config
             row["runs"] += 1
@@ -115,10 +117,28 @@ class Experiment:
                 continue
             row["begun"] += folder.file("resume.pt").exists()
             row["missing"].append(config.seed)
-            kind = _kind(config)
-            paces[kind] = paces.get(kind) or [pace(config) for _ in range(3)]
-            row["expected"] += median(seconds(config) for seconds in paces[kind])
+            missing.append((config, row))
+        paces = {}
+        for members in grouped(missing, lambda member: member[0].cohort):
+            configs = [config for config, _ in members]
+            kinds = str([_kind(config) for config in configs])
+            paces[kinds] = paces.get(kinds) or [pace(configs) for _ in range(3)]
+            for config, row in members:
+                row["expected"] += median(seconds(config) for seconds in paces[kinds])
         return list(rows.values())
+
+
+def grouped(things, key):
+    """Lists of those of `things` that have the same key, in the order of their first."""
+    groups = {}
+    for thing in things:
+        groups.setdefault(key(thing), []).append(thing)
+    return list(groups.values())
+
+
+def cohorts_of(configs):
+    """The RunConfigs in lists of those that are trained together."""
+    return grouped(configs, lambda config: config.cohort)
 
 
 def _with_teachers(config):
@@ -146,19 +166,22 @@ def jobs():
 
 @contextmanager
 def _side_by_side():
-    """A function that trains those of a list of configurations that are not finished, in worker processes.
+    """A function that trains what is not finished of a list of cohorts, in worker processes where there are several jobs.
 
     Workers start when there is something to do, and end with the context, whatever ends it.
     """
     pool = None
 
-    def fit_all(configs):
+    def fit_all(cohorts):
         nonlocal pool
-        missing = [config for config in configs if not folder_of(config).finished]
-        if missing and jobs() > 1:
+        missing = [[config for config in cohort if not folder_of(config).finished] for cohort in cohorts]
+        missing = [cohort for cohort in missing if cohort]
+        if jobs() == 1:
+            list(map(_fit, missing))
+        elif missing:
             # Workers that wait for a minute end by themselves, also when this process was killed.
             pool = pool or ProcessPoolExecutor(jobs(), timeout=60, env={"OMP_NUM_THREADS": "1"})
-            list(pool.map(_fit_in_worker, missing))
+            list(pool.map(_fit, missing))
 
     try:
         yield fit_all
@@ -167,8 +190,8 @@ def _side_by_side():
             pool.shutdown(wait=True, kill_workers=sys.exc_info()[0] is not None)
 
 
-def _fit_in_worker(config):
-    fit(config, show="none")
+def _fit(cohort):
+    fit_cohort(cohort, show="none")
 
 
 # ---------------------------------------------------------------- what all analyses share

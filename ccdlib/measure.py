@@ -187,8 +187,8 @@ def step_cost(config, steps=30, device=None):
     """
     device = torch.device(device) if device else best_device()
     data = load_data(config.data, side=config.side, n_train=config.n_train, seed=config.subset_seed).to(device)
-    trainee = prepare(config, data, device, untrained(config, data))
-    trainee.network.train(not trainee.frozen)
+    (trainee,) = prepare([config], data, device, untrained(config, data))
+    trainee.begin(epoch=0)
     batch = EpochViews(config, data, 0).batch(torch.arange(min(config.batch, len(data.train_labels))))
     trainee.step(batch)
     times = []

@@ -172,6 +172,7 @@ def identity(config, data_facts, precision):
     """
     # A subset seed shapes nothing when there is no subset; the name of a policy stands for its steps, a path for its content.
     unused = {"device", "teacher", "data", "side", "ops"} | ({"subset_seed"} if config.n_train is None else set())
+    unused |= {"draws"} if config.draws_seed == config.seed else set()
     facts = config.model_dump(mode="json", exclude=unused) | {"precision": precision}
     if config.policy:
         facts |= {"steps": config.policy.steps, "p": config.policy.p}

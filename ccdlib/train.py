@@ -1,10 +1,15 @@
-"""fit and evaluate: one loop for a teacher, a student alone and every method that compares logits or features."""
+"""fit and evaluate: one loop for a teacher, a student alone and every method that compares logits or features.
+
+The loop trains a cohort: runs that see the same views and have the same teacher, so that both are computed once. One run is a
+cohort of one.
+"""
 
 import math
 import os
 import sys
 import time
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +21,7 @@ from ccdlib.augment import Crops, Mix, crop_and_flip, draw_crops, normalise, rot
 from ccdlib.config import Checkpoint, RunConfig
 from ccdlib.data import Data, load_data
 from ccdlib.methods import METHODS, Batch, Given, Method, make
-from ccdlib.models import Backbone, build
+from ccdlib.models import Backbone, build, folded
 from ccdlib.registry import CcdError
 from ccdlib.runs import DamagedRun, Folder, best_device, existing, identity, load_weights, provenance
 from ccdlib.streams import stream
@@ -69,28 +74,53 @@ def fit(config, show="auto", repair=None):
     its folder under another name; None: as $CCD_REPAIR says. Errors: CcdError, before any training wherever it can be known
     then; Diverged during it.
     """
+    return fit_cohort([config], show, repair)[0]
+
+
+def fit_cohort(configs, show="auto", repair=None):
+    """fit() for the runs of one cohort (equal RunConfig.cohort), trained together: [Result, one a configuration].
+
+    Views are made once and the teacher answers them once; every network takes its own step. On a CPU each run has the bits it
+    has alone. Each has its own folder: finished ones are found, interrupted ones go on from their own last epoch. Where one
+    diverges, the others are trained to their end before the error is raised. A run's seconds are its part of the cohort's.
+    """
     if show not in SHOWS:
         raise CcdError(f"show = {show!r}: allowed are {', '.join(SHOWS)}")
+    if len({config.cohort for config in configs}) != 1:
+        raise CcdError(
+            f"{len(configs)} configurations are no cohort: all must have the same teacher, data, views, draws, batch and "
+            "epochs. Group them by RunConfig.cohort"
+        )
     show = ("bar" if sys.stderr.isatty() else "epochs") if show == "auto" else show
     repair = os.environ.get("CCD_REPAIR") == "1" if repair is None else repair
-    device = _device(config.device)
-    data = _data(config)
+    device = _device(configs[0].device)
+    data = _data(configs[0])
     _seconds_between_saves()  # a wrong value is refused before the training
-    _check_teacher(config, data)
-    folder = folder_of(config)
-    found = folder.ready(repair)
-    if not found:
-        _check_fits(config, data)
-        taught_by = _teacher(config, data, show, repair)
-        with folder.lock():
-            found = folder.ready(repair)  # another process may have finished it meanwhile
-            if not found:
+    _check_teacher(configs[0], data)
+    folders = {folder.path: folder for folder in map(folder_of, configs)}  # each once, however often it is asked for
+    missing = [folder for folder in folders.values() if not folder.ready(repair)]
+    found = folders.keys() - {folder.path for folder in missing}
+    if missing:
+        for folder in missing:
+            _check_fits(folder.config, data)
+        taught_by = _teacher(configs[0], data, show, repair)
+        with ExitStack() as locks:
+            for folder in sorted(missing, key=lambda folder: folder.path):  # in one order: no two processes wait for each other
+                locks.enter_context(folder.lock())
+            found |= {folder.path for folder in missing if folder.ready(repair)}  # another process may have finished it
+            missing = [folder for folder in missing if folder.path not in found]
+            for folder in missing:
                 if folder.finished:
                     folder.set_aside()
-                _train(config, data.to(device), taught_by, folder, device, show, repair)
-    if found and show == "epochs":
-        for row in folder.curves():
-            print(_line(config, row))
+            if missing:
+                _train(missing, data.to(device), taught_by, device, show, repair)
+    for path in sorted(found) if show == "epochs" else ():
+        for row in folders[path].curves():
+            print(_line(folders[path].config, row))
+    return [_result(config, folder_of(config), data, show) for config in configs]
+
+
+def _result(config, folder, data, show):
     metrics = folder.metrics
     if show == "run":
         print(f"{config.model}, {config.method}, views {config.views}, seed {config.seed}: {metrics['accuracy']:.1f} %")
@@ -201,6 +231,9 @@ def _method(config, data, network, teacher, heads):
 # ---------------------------------------------------------------- views
 
 
+BLOCK = 1024  # images whose views are made at once
+
+
 class EpochViews:
     """The views of one epoch: all draws made at its start, from streams that only seed, epoch and view name.
 
@@ -212,26 +245,52 @@ class EpochViews:
     def __init__(self, config, data, epoch):
         self.config, self.data = config, data
         n, self.epoch, self.made = len(data.train_labels), epoch, config.augmentation
+        seed = config.draws_seed
         flip = data.flip if config.flip is None else config.flip
         twins = config.twins * config.candidates if self.made else 0
         base_views = {"base": 2}.get(config.views, 1 + twins)
         if config.views == "raw":
             self.crops = [Crops(torch.full((n, 2), data.pad), torch.zeros(n, dtype=torch.bool))]
         else:
-            self.crops = [draw_crops(n, data.pad, flip, stream(config.seed, "base", epoch, v)) for v in range(base_views)]
-        generator = stream(config.seed, "policy", epoch)
+            self.crops = [draw_crops(n, data.pad, flip, stream(seed, "base", epoch, v)) for v in range(base_views)]
+        generator = stream(seed, "policy", epoch)
         self.draws = [self.made.draw(n, generator) for _ in range(twins)]
-        rank = torch.randperm(n, generator=stream(config.seed, "share", epoch))
+        rank = torch.randperm(n, generator=stream(seed, "share", epoch))
         self.has_twin = rank < round(config.share * n)  # (n,)
+
+    def batches(self):
+        """The Batch of every step of the epoch, in its order."""
+        n = len(self.data.train_labels)
+        order = torch.randperm(n, generator=stream(self.config.draws_seed, "order", self.epoch))
+        # Parts of nearly equal size: no last batch of one image, on which batch norm fails.
+        parts = order.tensor_split(steps_an_epoch(n, self.config.batch))
+        at_once = max(1, BLOCK // self.config.batch)
+        for first in range(0, len(parts), at_once):
+            yield from self._made(parts[first : first + at_once], first)
 
     def batch(self, rows, step=0):
         """The Batch of the images in `rows` (CPU row numbers), views first; B is views * len(rows), or fewer where only a
         share of the images has twins."""
-        owners = [rows if v == 0 else rows[self.has_twin[rows]] for v in range(len(self.crops))]
-        made = [self._view(v, images) for v, images in enumerate(owners)]
-        views, labels = (torch.cat(parts) for parts in zip(*made, strict=True))
+        return next(self._made([rows], step))
+
+    def _made(self, parts, first):
+        """The Batches of the `parts` (rows of images) of an epoch, the first of which is step `first`.
+
+        Crops and ops work on the images of all parts at once, because an op on a few images is all overhead.
+        """
+        owners = [[part if v == 0 else part[self.has_twin[part]] for part in parts] for v in range(len(self.crops))]
+        views = []
+        for v, rows in enumerate(owners):
+            images, labels = self._view(v, torch.cat(rows))
+            sizes = [len(part) for part in rows]
+            views.append(zip(rows, images.split(sizes), labels.split(sizes), strict=True))
+        for step, seen in enumerate(zip(*views, strict=True), first):
+            rows, images, labels = zip(*seen, strict=True)
+            yield self._batch(rows, torch.cat(images), torch.cat(labels), step)
+
+    def _batch(self, owners, views, labels, step):
         if self.config.views == "rotation":
-            views, owners, labels = rotations(views), [rows] * 4, labels.repeat(4)
+            views, owners, labels = rotations(views), owners * 4, labels.repeat(4)
         inputs = normalise(views, self.data.mean, self.data.std)
         return Batch(inputs, labels, torch.cat(owners), tuple(map(len, owners)), (self.epoch, step))
 
@@ -263,23 +322,32 @@ class EpochViews:
 class Trainee:
     """All that a training step needs: the student, its teacher, the method between them, the optimiser of what is trained.
 
-    frozen: the network stays as it is and only the method's heads are trained.
+    teacher: answers only, its batch norms folded into its convolutions. frozen: the network stays as it is and only the
+    method's heads are trained.
     """
 
     config: RunConfig
     data: Data
     device: torch.device
     network: Backbone
-    teacher: Backbone | None
+    teacher: torch.nn.Module | None
     method: Method
     optimiser: torch.optim.Optimizer
     frozen: bool
 
     def step(self, batch):
         """One optimiser step on a Batch: (terms, right answers, inputs that count), without waiting for a GPU."""
-        batch = self._picked(batch)
-        inputs = batch.turned().inputs if self.method.rotates else batch.inputs
-        target = None if self.teacher is None else self.answers(self.teacher, inputs)
+        return next(steps([self], batch))
+
+    def begin(self, epoch):
+        """Make ready for the steps of an epoch."""
+        self.network.train(not self.frozen)
+        self.method.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.lr_at(epoch)
+
+    def learn(self, batch, inputs, target):
+        """The step itself; inputs: those of the batch as the method turns them, target: the teacher's Output of them."""
         output = self.answers(self.network, inputs) if self.frozen else self._forward(self.network, inputs)
         terms = self.method(output, target, batch)
         self.optimiser.zero_grad(set_to_none=True)
@@ -297,7 +365,7 @@ class Trainee:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             return _float(network(inputs))
 
-    def _picked(self, batch):
+    def picked(self, batch):
         """CutMixPick: of the candidates, those of which the teacher is least certain, as many as there would be twins."""
         candidates = self.config.candidates
         if candidates == 1:
@@ -310,55 +378,121 @@ class Trainee:
         return batch.kept(torch.cat([originals, first + best.sort().values]))
 
 
-def prepare(config, data, device, taught_by):
-    """The Trainee of a configuration on `device`, where `data` is; taught_by: its TaughtBy."""
-    network = build(config.model, data.classes, data.channels, config.seed)
+def steps(trainees, batch):
+    """A step of every Trainee of a cohort on one Batch; what their shared teacher says is computed once."""
+    batch = trainees[0].picked(batch)
+    seen = {}  # {whether a method turns the inputs: (inputs, the teacher's Output)}
+    for trainee in trainees:
+        turned = trainee.method.rotates
+        if turned not in seen:
+            inputs = batch.turned().inputs if turned else batch.inputs
+            seen[turned] = inputs, trainee.teacher and trainee.answers(trainee.teacher, inputs)
+        yield trainee.learn(batch, *seen[turned])
+
+
+def prepare(configs, data, device, taught_by):
+    """The Trainees of a cohort on `device`, where `data` is; taught_by: their TaughtBy."""
     teacher, heads = taught_by
-    frozen = METHODS[config.method].freezes and teacher is not None
-    if frozen:  # the teacher is the network whose heads are trained
-        network.load_state_dict(teacher.state_dict())
-        network.requires_grad_(False)
-        teacher = None
-    for part in filter(None, (network, teacher)):
-        part.to(memory_format=torch.channels_last)
-    # Heads are made and drawn on the CPU, like the networks: equal weights on every device.
-    method = _method(config, data, network, teacher, heads)
-    for part in filter(None, (network, teacher, heads, method)):
-        part.to(device)
-    parameters = [p for part in (network, method) for p in part.parameters() if p.requires_grad]
-    optimiser = torch.optim.SGD(
-        parameters, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
-    )
-    return Trainee(config, data, device, network, teacher, method, optimiser, frozen)
+    answering = None
+    if teacher is not None:
+        answering = folded(teacher).to(device, memory_format=torch.channels_last)
+    trainees = []
+    for config in configs:
+        network = build(config.model, data.classes, data.channels, config.seed)
+        frozen = METHODS[config.method].freezes and teacher is not None
+        if frozen:  # the teacher is the network whose heads are trained
+            network.load_state_dict(teacher.state_dict())
+            network.requires_grad_(False)
+        network.to(memory_format=torch.channels_last)
+        # Heads are made and drawn on the CPU, like the networks: equal weights on every device.
+        method = _method(config, data, network, None if frozen else teacher, heads)
+        network, method = network.to(device), method.to(device)
+        parameters = [p for part in (network, method) for p in part.parameters() if p.requires_grad]
+        optimiser = torch.optim.SGD(
+            parameters, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0, fused=True
+        )
+        trainees.append(Trainee(config, data, device, network, None if frozen else answering, method, optimiser, frozen))
+    if heads is not None:
+        heads.to(device)
+    return trainees
 
 
-def _train(config, data, taught_by, folder, device, show, repair):
-    trainee = prepare(config, data, device, taught_by)
-    parts = trainee.network, trainee.method, trainee.optimiser
-    try:
-        done, rows = folder.load_state(*parts)
-    except DamagedRun:
-        if not repair:
-            raise
-        folder.file("resume.pt").rename(folder.file("resume.damaged.pt"))
-        return _train(config, data, taught_by, folder, device, show, repair)
-    folder.start()
-    saved = time.monotonic()
-    for epoch in _epochs(config, done, show):
+@dataclass
+class Member:
+    """A run in training: its Trainee, its Folder, its curves so far, how many of their epochs an earlier process did, and
+    the Diverged that ended it."""
+
+    trainee: Trainee
+    folder: Folder
+    rows: list = field(default_factory=list)
+    found: int = 0
+    failed: Diverged | None = None
+
+    @property
+    def parts(self):
+        """What changes in training."""
+        return self.trainee.network, self.trainee.method, self.trainee.optimiser
+
+    def resume(self, repair):
+        """Go on from the state that is kept, if there is one."""
+        try:
+            self.found, self.rows = self.folder.load_state(*self.parts)
+        except DamagedRun:
+            if not repair:
+                raise
+            self.folder.file("resume.pt").rename(self.folder.file("resume.damaged.pt"))
+        self.folder.start()
+
+    def add(self, row, seconds):
+        """Keep the row of an epoch that took so many seconds, with the accuracy on the test set where one is due."""
+        config, trainee = self.trainee.config, self.trainee
         began = time.perf_counter()
-        row = _epoch(trainee, epoch)
-        last = epoch + 1 == config.epochs
-        row["test_accuracy"] = None
-        if last or (epoch + 1) % config.eval_every == 0:
-            row["test_accuracy"] = evaluate(trainee.network, data, device)["accuracy"]
-        rows.append(row | {"seconds": round(time.perf_counter() - began, 4)})
-        if not last and time.monotonic() - saved >= _seconds_between_saves():
-            folder.save_state(epoch + 1, *parts, rows)
-            folder.save_curves(rows)
+        tested = row["epoch"] == config.epochs or row["epoch"] % config.eval_every == 0
+        row["test_accuracy"] = evaluate(trainee.network, trainee.data, trainee.device)["accuracy"] if tested else None
+        self.rows.append(row | {"seconds": round(seconds + time.perf_counter() - began, 4)})
+
+    def save(self):
+        """Keep the state after this epoch."""
+        self.folder.save_state(len(self.rows), *self.parts, self.rows)
+        self.folder.save_curves(self.rows)
+
+    def finish(self):
+        """Make it a finished run."""
+        trainee = self.trainee
+        metrics = _metrics(self.rows, trainee.data, trainee.device, len(self.rows) - self.found)
+        self.folder.finish(trainee.network, trainee.method, self.rows, metrics)
+
+
+def _train(folders, data, taught_by, device, show, repair):
+    trainees = prepare([folder.config for folder in folders], data, device, taught_by)
+    members = [Member(trainee, folder) for trainee, folder in zip(trainees, folders, strict=True)]
+    for member in members:
+        member.resume(repair)
+    saved, epochs = time.monotonic(), members[0].trainee.config.epochs
+    for epoch in _epochs(members, show):
+        # A cohort that was killed while it kept its states goes on from different epochs.
+        active = [member for member in members if len(member.rows) == epoch and not member.failed]
+        began = time.perf_counter()
+        rows = _epoch([member.trainee for member in active], epoch)
+        seconds = (time.perf_counter() - began) / max(1, len(active))
+        for member, row in zip(active, rows, strict=True):
+            if isinstance(row, Diverged):
+                member.failed = row
+                continue
+            member.add(row, seconds)
+            if show == "epochs":
+                print(_line(member.trainee.config, member.rows[-1], len(members) > 1))
+        if epoch + 1 < epochs and time.monotonic() - saved >= _seconds_between_saves():
+            for member in active:
+                if not member.failed:
+                    member.save()
             saved = time.monotonic()
-        if show == "epochs":
-            print(_line(config, rows[-1]))
-    folder.finish(trainee.network, trainee.method, rows, _metrics(rows, data, device, len(rows) - done))
+    for member in members:
+        if not member.failed:
+            member.finish()
+    for member in members:
+        if member.failed:
+            raise member.failed
 
 
 def _seconds_between_saves():
@@ -378,60 +512,75 @@ def steps_an_epoch(images, batch):
     return math.ceil(images / batch)
 
 
-def _epoch(trainee, epoch):
-    """Train one epoch; its row of the curves."""
-    config, data = trainee.config, trainee.data
-    trainee.network.train(not trainee.frozen)
-    trainee.method.train()
-    for group in trainee.optimiser.param_groups:
-        group["lr"] = config.lr_at(epoch)
-    views = EpochViews(config, data, epoch)
-    order = torch.randperm(len(data.train_labels), generator=stream(config.seed, "order", epoch))
-    history, correct, seen = [], 0, 0
-    # Parts of nearly equal size: no last batch of one image, on which batch norm fails.
-    for step, rows in enumerate(order.tensor_split(steps_an_epoch(len(order), config.batch))):
-        terms, right, inputs = trainee.step(views.batch(rows, step))
-        history.append(torch.stack([t.detach() for t in terms.values()]))
-        correct, seen = correct + right, seen + inputs
-    # Looked at once an epoch, so that a GPU never waits for it; what was saved before this epoch is still on disk.
-    history = torch.stack(history)  # (steps, terms)
-    broken = (~history.isfinite().all(1)).nonzero()
-    if len(broken):
-        raise Diverged(
-            f"the loss is not a finite number any more: epoch {epoch + 1}, step {broken[0].item() + 1} of {len(history)}, "
-            f"{dict(zip(terms, history[broken[0].item()].tolist(), strict=True))}. What was saved before is kept; "
-            f"lower lr (it was {config.lr:g}), or look at the data"
-        )
+def _epoch(trainees, epoch):
+    """Train one epoch of a cohort; for each of its Trainees its row of the curves, or the Diverged that ends it."""
+    if not trainees:
+        return []
+    logs = [Log() for _ in trainees]
+    for trainee in trainees:
+        trainee.begin(epoch)
+    for batch in EpochViews(trainees[0].config, trainees[0].data, epoch).batches():
+        for log, step in zip(logs, steps(trainees, batch), strict=True):
+            log.add(*step)
+    return [_row(trainee, log, epoch) for trainee, log in zip(trainees, logs, strict=True)]
+
+
+@dataclass
+class Log:
+    """What the steps of an epoch gave, on the device."""
+
+    names: tuple = ()
+    history: list = field(default_factory=list)
+    correct: int = 0
+    seen: int = 0
+
+    def add(self, terms, correct, seen):
+        """Keep what a step returned."""
+        self.names = tuple(terms)
+        self.history.append(torch.stack([term.detach() for term in terms.values()]))
+        self.correct, self.seen = self.correct + correct, self.seen + seen
+
+
+def _row(trainee, log, epoch):
+    """A row of the curves, or the Diverged.
+
+    Looked at once an epoch, so that a GPU never waits for it; what was saved before this epoch is still on disk.
+    """
+    config, history = trainee.config, torch.stack(log.history)  # (steps, terms)
+    where, broken = None, (~history.isfinite().all(1)).nonzero()
     states = (part.state_dict().values() for part in (trainee.network, trainee.method))
-    if not all(tensor.isfinite().all() for tensor in chain.from_iterable(states)):
-        raise Diverged(
-            f"the weights are not finite numbers any more after epoch {epoch + 1}, step {len(history)}. What was saved "
-            f"before is kept; lower lr (it was {config.lr:g}), or look at the data"
-        )
-    means = dict(zip(terms, history.mean(0).tolist(), strict=True))
-    return {"epoch": epoch + 1, "lr": config.lr_at(epoch)} | means | {"train_accuracy": 100 * correct.item() / seen}
+    if len(broken):
+        at = broken[0].item()
+        where = f"step {at + 1} of {len(history)}, {dict(zip(log.names, history[at].tolist(), strict=True))}"
+        where = f"the loss is not a finite number any more: epoch {epoch + 1}, {where}"
+    elif not all(tensor.isfinite().all() for tensor in chain.from_iterable(states)):
+        where = f"the weights are not finite numbers any more after epoch {epoch + 1}, step {len(history)}"
+    if where:
+        return Diverged(f"{where}. What was saved before is kept; lower lr (it was {config.lr:g}), or look at the data")
+    means = dict(zip(log.names, history.mean(0).tolist(), strict=True))
+    return {"epoch": epoch + 1, "lr": config.lr_at(epoch)} | means | {"train_accuracy": 100 * log.correct.item() / log.seen}
 
 
-def pace(config):
-    """A function from a configuration of the same kind to the seconds its training will take on this machine.
+def pace(configs):
+    """A function from a run of such a cohort to its part of the seconds that training takes on this machine.
 
     From a few steps and one evaluation, timed here with untrained networks; nothing is kept.
     """
-    device, data = _device(config.device), _data(config)
-    images = len(data.train_labels)
-    few = replace(data, **{name: getattr(data, name)[: 3 * config.batch] for name in ("train_images", "train_labels")})
-    data = data.to(device)
-    trainee = replace(prepare(config, data, device, untrained(config, data)), data=few.to(device))
+    device, data, first = _device(configs[0].device), _data(configs[0]), configs[0]
+    few = replace(data, **{name: getattr(data, name)[: 3 * first.batch] for name in ("train_images", "train_labels")})
+    trainees = prepare(configs, data, device, untrained(first, data))
+    trainees = [replace(trainee, data=few.to(device)) for trainee in trainees]
     for epoch in range(2):  # the first warms up
         began = time.perf_counter()
-        _epoch(trainee, epoch)
-    step = (time.perf_counter() - began) / steps_an_epoch(len(few.train_labels), config.batch)
+        _epoch(trainees, epoch)
+    step = (time.perf_counter() - began) / steps_an_epoch(len(few.train_labels), first.batch) / len(configs)
     began = time.perf_counter()
-    evaluate(trainee.network, data, device)
+    evaluate(trainees[0].network, data.to(device), device)
     test = time.perf_counter() - began
 
-    def seconds(other):
-        return other.epochs * steps_an_epoch(images, other.batch) * step + math.ceil(other.epochs / other.eval_every) * test
+    def seconds(config):
+        n = len(data.train_labels)
+        return config.epochs * steps_an_epoch(n, config.batch) * step + math.ceil(config.epochs / config.eval_every) * test
 
     return seconds
 
@@ -467,7 +616,7 @@ def predict(network, data, images, device="cpu", batch=500):
     device = torch.device(device)
     logits = []
     for part in images.split(batch):
-        inputs = normalise(part.to(device), data.mean, data.std).contiguous(memory_format=torch.channels_last)
+        inputs = normalise(part.to(device), data.mean, data.std)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits.append(network(inputs).logits.float())
     return torch.cat(logits)
@@ -489,21 +638,30 @@ def _metrics(rows, data, device, epochs_here):
     }
 
 
-def _epochs(config, done, show):
-    if show != "bar":
-        return range(done, config.epochs)
-    from tqdm import tqdm
+def _epochs(members, show):
+    """The epochs that some member lacks, while one goes on."""
+    config, done = members[0].trainee.config, min(len(member.rows) for member in members)
+    epochs = range(done, config.epochs)
+    if show == "bar":
+        from tqdm import tqdm
 
-    label = f"{config.model} {config.method} seed {config.seed}"
-    return tqdm(range(done, config.epochs), label, total=config.epochs, initial=done, unit="epoch", leave=False)
+        who = f"seed {config.seed}" if len(members) == 1 else f"and {len(members) - 1} more"
+        label = f"{config.model} {config.method} {who}"
+        epochs = tqdm(epochs, label, total=config.epochs, initial=done, unit="epoch", leave=False)
+    for epoch in epochs:
+        if all(member.failed for member in members):
+            return
+        yield epoch
 
 
-def _line(config, row):
+def _line(config, row, named=False):
     """One line an epoch, without times, so that a run that is found prints what it printed when it was trained."""
     known = ("epoch", "lr", "train_accuracy", "test_accuracy", "seconds")
     terms = " ".join(f"{name} {value:.3f}" for name, value in row.items() if name not in known)
     test = "" if row["test_accuracy"] is None else f"  test {row['test_accuracy']:.1f} %"
     width = len(str(config.epochs))
+    who = f"{config.model} {config.method}, seed {config.seed}: " if named else ""
     return (
-        f"epoch {row['epoch']:{width}d}/{config.epochs}  lr {row['lr']:.4g}  {terms}  train {row['train_accuracy']:.1f} %{test}"
+        f"{who}epoch {row['epoch']:{width}d}/{config.epochs}  lr {row['lr']:.4g}  {terms}  train {row['train_accuracy']:.1f} %"
+        f"{test}"
     )

@@ -411,7 +411,7 @@ def a_step(config):
     data = load_data(config.data, n_train=config.n_train)
     taught = untrained(config, data)
     before = [copy.deepcopy(part.state_dict()) for part in taught if part is not None]
-    trainee = prepare(config, data, torch.device("cpu"), taught)
+    (trainee,) = prepare([config], data, torch.device("cpu"), taught)
     trainee.network.train(not trainee.frozen)
     trainee.step(EpochViews(config, data, 0).batch(torch.arange(20)))
     return trainee, taught, before
@@ -419,7 +419,7 @@ def a_step(config):
 
 def a_step_terms(config):
     data = load_data(config.data, n_train=config.n_train)
-    trainee = prepare(config, data, torch.device("cpu"), untrained(config, data))
+    (trainee,) = prepare([config], data, torch.device("cpu"), untrained(config, data))
     return trainee.step(EpochViews(config, data, 0).batch(torch.arange(20)))
 
 
@@ -559,9 +559,9 @@ def test_settings_are_listed_and_every_method_says_its_source():
 def test_cutmixpick_keeps_what_the_teacher_is_least_certain_of():
     config = student("kd", views="cutmixpick")
     data = load_data(config.data, n_train=40)
-    trainee = prepare(config, data, torch.device("cpu"), untrained(config, data))
+    (trainee,) = prepare([config], data, torch.device("cpu"), untrained(config, data))
     batch = EpochViews(config, data, 0).batch(torch.arange(20))
-    kept = trainee._picked(batch)
+    kept = trainee.picked(batch)
     assert kept.sizes == (20, 20)
     assert torch.equal(kept.inputs[:20], batch.inputs[:20])
     p = trainee.teacher(batch.inputs[20:]).logits.softmax(1).double()

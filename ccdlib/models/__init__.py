@@ -4,11 +4,13 @@ pytorchcv and torchvision hold the networks; a row of MODELS says how to take on
 Parameters and multiply-adds of every row are those of methods.md, section 8 (tests/test_models.py).
 """
 
+import copy
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ccdlib.registry import CcdError, Registry
 from ccdlib.streams import stream
@@ -84,6 +86,22 @@ def initialise(network, generator):
         elif next(module.parameters(recurse=False), None) is not None:
             raise TypeError(f"no initialisation is written for {type(module).__name__}; add it to initialise")
     return network
+
+
+def folded(network):
+    """A copy of a network in eval mode that answers the same, to rounding, with its batch norms folded into the convolutions
+    whose output only they read. It cannot be trained."""
+    traced = fx.symbolic_trace(copy.deepcopy(network))
+    modules = dict(traced.named_modules())
+    norms = [node for node in traced.graph.nodes if isinstance(modules.get(node.target), nn.BatchNorm2d)]
+    for norm in norms:
+        conv = norm.args[0]
+        if isinstance(modules.get(conv.target), nn.Conv2d) and len(conv.users) == 1:
+            traced.set_submodule(conv.target, fuse_conv_bn_eval(modules[conv.target], modules[norm.target]))
+            norm.replace_all_uses_with(conv)
+            traced.graph.erase_node(norm)
+    traced.recompile()
+    return traced.eval()
 
 
 # ---------------------------------------------------------------- rows
