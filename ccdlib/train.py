@@ -231,7 +231,7 @@ def _method(config, data, network, teacher, heads):
 # ---------------------------------------------------------------- views
 
 
-BLOCK = 1024  # images whose views are made at once
+BLOCK = 512  # images whose views are made at once
 
 
 class EpochViews:
@@ -309,7 +309,7 @@ class EpochViews:
         return mixed, share[:, None] * labels + (1 - share[:, None]) * theirs
 
     def _cropped(self, v, rows):
-        images = self.data.train_images[rows.to(self.data.train_images.device)]
+        images = self.data.train_images.index_select(0, rows.to(self.data.train_images.device))
         if v and self.draws and not isinstance(self.made, Mix):
             images = self.made.apply(images, self.draws[v - 1][rows])
         return crop_and_flip(images, self.crops[v][rows], self.data.pad)
