@@ -540,7 +540,7 @@ def crop_and_flip(images, crops, pad):
     rows = (first + corners[:, :1, None] + torch.arange(height, device=images.device)).flatten()
     columns = torch.arange(width, device=images.device)
     columns = corners[:, 1:] + torch.where(flips[:, None], columns.flip(0), columns)  # (N, W)
-    taken = padded.flatten(0, 2).index_select(0, rows).view(n, channels, height, -1)
+    taken = padded.flatten(0, 2).index_select(0, rows).view(n, channels, height, padded.shape[3])
     return taken.gather(3, columns[:, None, None].expand(-1, channels, height, -1))
 
 

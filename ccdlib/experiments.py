@@ -78,7 +78,7 @@ class Experiment:
         self.check()
         results, width = {}, max(map(len, self.arms))
         cohorts = cohorts_of([config for configs in self.arms.values() for config in configs])
-        with _side_by_side() as fit_all:
+        with side_by_side() as fit_all:
             for arm, configs in self.arms.items():
                 fit_all([cohort for cohort in cohorts if any(config in cohort for config in configs)])
                 results[arm] = [fit(config, show="none") for config in configs]
@@ -165,7 +165,7 @@ def jobs():
 
 
 @contextmanager
-def _side_by_side():
+def side_by_side():
     """A function that trains what is not finished of a list of cohorts, in worker processes where there are several jobs.
 
     Workers start when there is something to do, and end with the context, whatever ends it.

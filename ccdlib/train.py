@@ -231,7 +231,7 @@ def _method(config, data, network, teacher, heads):
 # ---------------------------------------------------------------- views
 
 
-BLOCK = 512  # images whose views are made at once
+BLOCK = 256  # images whose views are made at once; the arrays of more leave the cache
 
 
 class EpochViews:
@@ -473,7 +473,7 @@ def _train(folders, data, taught_by, device, show, repair):
         # A cohort that was killed while it kept its states goes on from different epochs.
         active = [member for member in members if len(member.rows) == epoch and not member.failed]
         began = time.perf_counter()
-        rows = _epoch([member.trainee for member in active], epoch)
+        rows = train_epoch([member.trainee for member in active], epoch)
         seconds = (time.perf_counter() - began) / max(1, len(active))
         for member, row in zip(active, rows, strict=True):
             if isinstance(row, Diverged):
@@ -512,7 +512,7 @@ def steps_an_epoch(images, batch):
     return math.ceil(images / batch)
 
 
-def _epoch(trainees, epoch):
+def train_epoch(trainees, epoch):
     """Train one epoch of a cohort; for each of its Trainees its row of the curves, or the Diverged that ends it."""
     if not trainees:
         return []
@@ -572,7 +572,7 @@ def pace(configs):
     trainees = [replace(trainee, data=few.to(device)) for trainee in trainees]
     for epoch in range(2):  # the first warms up
         began = time.perf_counter()
-        _epoch(trainees, epoch)
+        train_epoch(trainees, epoch)
     step = (time.perf_counter() - began) / steps_an_epoch(len(few.train_labels), first.batch) / len(configs)
     began = time.perf_counter()
     evaluate(trainees[0].network, data.to(device), device)

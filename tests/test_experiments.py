@@ -257,7 +257,7 @@ def test_training_trains_what_is_missing_and_reads_the_rest(monkeypatch, capsys,
     said = capsys.readouterr().out
     assert said.count(" % on average of 2 seeds") == 5
     monkeypatch.setattr(train, "_train", lambda *args: pytest.fail("something was trained again"))
-    monkeypatch.setattr(experiments, "_fit_in_worker", lambda *args: pytest.fail("a worker was asked to train again"))
+    monkeypatch.setattr(experiments, "_fit", lambda *args: pytest.fail("something was asked to be trained again"))
     again = planned.train()
     assert capsys.readouterr().out == said
     assert [r.accuracy for r in again["CCD"]] == [r.accuracy for r in results["CCD"]]

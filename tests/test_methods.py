@@ -496,7 +496,7 @@ def test_a_killed_run_with_a_memory_and_heads_goes_on_to_the_same_bits(monkeypat
     config = student("crd", epochs=3)
     expected = (fit(config).folder / "weights.safetensors").read_bytes()
     shutil.rmtree(fit(config).folder)
-    real, epochs = train._epoch, []
+    real, epochs = train.train_epoch, []
 
     def dies(trainee, epoch):
         epochs.append(epoch)
@@ -504,7 +504,7 @@ def test_a_killed_run_with_a_memory_and_heads_goes_on_to_the_same_bits(monkeypat
             raise KeyboardInterrupt
         return real(trainee, epoch)
 
-    monkeypatch.setattr(train, "_epoch", dies)
+    monkeypatch.setattr(train, "train_epoch", dies)
     with pytest.raises(KeyboardInterrupt):
         fit(config)
     again = fit(config)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccdlib.models import MODELS, build
+from ccdlib.models import MODELS, build, folded
 from ccdlib.registry import CcdError, UnknownName
 
 # name: parameters, millions of multiply-adds of one image
@@ -93,3 +93,26 @@ def test_wrong_requests_say_what_is_allowed():
         build("resnet8", classes=1)
     with pytest.raises(CcdError, match=r"allowed are 1 \(grey\) and 3"):
         build("resnet8", channels=4)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_folded_network_answers_the_same_with_fewer_batch_norms(name):
+    network, generator = build(name, classes=7).eval(), torch.Generator().manual_seed(0)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.running_mean.normal_(0, 0.1, generator=generator)
+        norm.running_var.uniform_(0.5, 2, generator=generator)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    quick, inputs = folded(network), torch.randn(2, 3, 32, 32, generator=generator)
+    with torch.no_grad():
+        ours, theirs = quick(inputs), network(inputs)
+    for a, b in zip((ours.logits, ours.pooled, *ours.feats), (theirs.logits, theirs.pooled, *theirs.feats), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+    left = sum(
+        isinstance(quick.get_submodule(node.target), torch.nn.BatchNorm2d)
+        for node in quick.graph.nodes
+        if node.op == "call_module"
+    )
+    # Networks with norms in front of their convolutions keep those that follow a sum.
+    assert left <= (0.6 * len(norms) if name.startswith("wrn") else 0)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())

@@ -29,8 +29,8 @@ TEACHER = RunConfig(**SMALL, seed=7)
 FIT = """
 import sys
 from ccdlib import RunConfig, fit, train
-epoch, trained = train._epoch, []
-train._epoch = lambda *args: trained.append(1) or epoch(*args)
+epoch, trained = train.train_epoch, []
+train.train_epoch = lambda *args: trained.append(1) or epoch(*args)
 result = fit(RunConfig.model_validate_json(sys.argv[1]))
 print(len(trained), result.accuracy)
 """

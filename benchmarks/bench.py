@@ -1,0 +1,411 @@
+"""`make bench`: this kit against the usual way (usual.py), side by side in one run; writes results.json and prints the table.
+
+    python benchmarks/bench.py [--only views,step,...] [--repeats 5] [--threads N] [--rgb npz:PATH]
+
+Run nothing else meanwhile. Every comparison takes turns, so that a machine whose speed drifts slows both sides; a ratio is the
+median over repeats, with the smallest and the largest. Images are the bundled digits (16 x 16, grey) and, in CIFAR's place, the
+same digits as 32 x 32 RGB or the data set of --rgb. Networks are untrained where only time counts.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import usual
+
+from ccdlib.config import Checkpoint, RunConfig
+from ccdlib.data import Sizes, load_data
+from ccdlib.experiments import cohorts_of, side_by_side
+from ccdlib.measure import cost, step_cost
+from ccdlib.models import build, folded
+from ccdlib.runs import best_device, provenance, save_weights
+from ccdlib.train import EpochViews, fit_cohort, prepare, steps_an_epoch, train_epoch, untrained
+
+HERE = Path(__file__).parent
+POLICY = "cifar100"
+DEVICE = best_device()
+PAIRS = {  # name: (data, teacher, student, images a step)
+    "digits: resnet20 -> resnet8": ("digits", "resnet20", "resnet8", 25),
+    "ResNet56 -> ResNet20": ("rgb", "resnet56", "resnet20", 32),
+    "WRN-40-2 -> WRN-16-2": ("rgb", "wrn_40_2", "wrn_16_2", 32),
+    "ResNet32x4 -> ResNet8x4": ("rgb", "resnet32x4", "resnet8x4", 32),
+}
+SECTIONS = {}
+
+
+def section(function):
+    """Register a section: a generator of rows (dicts)."""
+    SECTIONS[function.__name__] = function
+    return function
+
+
+# ---------------------------------------------------------------- data, configurations, clocks
+
+
+def rgb_digits(folder):
+    """Path of the digits as 32 x 32 RGB, an npz data set: 1,000 training and 500 test images."""
+    data = load_data("digits")
+    arrays = {}
+    for split, n in (("train", 1000), ("test", 500)):
+        images = getattr(data, f"{split}_images")[:n].expand(-1, 3, -1, -1)
+        images = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        arrays[f"{split}_images"] = images.permute(0, 2, 3, 1).numpy()
+        arrays[f"{split}_labels"] = getattr(data, f"{split}_labels")[:n].numpy()
+    np.savez(Path(folder) / "rgb.npz", **arrays)
+    return f"npz:{folder}/rgb.npz"
+
+
+def configuration(pair, n_train=None, epochs=1, method="ccd", teacher=None, **changes):
+    """The RunConfig of a pair with an untrained teacher."""
+    kind, taught, student, batch = PAIRS[pair]
+    data = {"data": DATA[kind], "n_train": n_train, "epochs": epochs, "batch": batch}
+    teacher = teacher or RunConfig(model=taught, **data)
+    return RunConfig(**data | {"model": student, "method": method, "views": POLICY, "teacher": teacher} | changes)
+
+
+def data_of(config):
+    """Its Data."""
+    return load_data(config.data, side=config.side, n_train=config.n_train)
+
+
+def seconds(work):
+    """How long a call takes, the device's work included."""
+    began = time.perf_counter()
+    work()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def in_turns(repeats, **sides):
+    """{name: [seconds, one a repeat]} of calls that take turns, after one of each that does not count."""
+    for work in sides.values():
+        work()
+    times = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, work in sides.items():
+            times[name].append(seconds(work))
+    return times
+
+
+def ratios(slow, fast):
+    """{"ratio", "least", "most"} of seconds that were taken in turns."""
+    each = [a / b for a, b in zip(slow, fast, strict=True)]
+    return {"ratio": median(each), "least": min(each), "most": max(each)}
+
+
+# ---------------------------------------------------------------- sections
+
+
+@section
+def rate(repeats):
+    """What the machine gives at best: a float32 matrix product."""
+    a = torch.randn(2048, 2048, device=DEVICE)
+    times = in_turns(repeats, product=lambda: a @ a)["product"]
+    yield {"what": "matrix product", "GFLOP/s": 2 * 2048**3 / median(times) / 1e9}
+
+
+@section
+def views(repeats):
+    """Pairs of original and JDA twin, drawn, cropped, normalised, ready for the network; one thread, workers apart."""
+    for kind in ("rgb", "digits"):
+        config = configuration("WRN-40-2 -> WRN-16-2", data=DATA[kind], batch=64, teacher=RunConfig(data=DATA[kind]))
+        data = data_of(config)
+        ready, n = data.to(DEVICE), len(data.train_labels)
+        sides = {"ours": lambda c=config, d=ready: _one_thread(lambda: _exhaust(EpochViews(c, d, 1).batches()))}
+        loaders = {w: usual.loader(data, POLICY, 64, w) for w in (0, 2, 4)}
+        for w, loader in loaders.items():
+            sides[f"usual, {w} workers"] = lambda loader=loader: _one_thread(lambda: _exhaust(loader))
+        times = in_turns(repeats, **sides)
+        for side, taken in times.items():
+            yield {
+                "what": f"{kind}: {side}",
+                "pairs/s": n / median(taken),
+                "us a pair": 1e6 * median(taken) / n,
+                **({} if side.startswith("ours") else ratios(taken, times["ours"])),
+            }
+
+
+def _exhaust(batches):
+    for _ in batches:
+        pass
+
+
+def _one_thread(work):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    work()
+    torch.set_num_threads(threads)
+
+
+@section
+def step(repeats):
+    """A CCD step: the whole loop, the plain step on ready tensors, and the floor: both networks alone on ready tensors."""
+    peak = next(rate(repeats))["GFLOP/s"]
+    for pair, (_, teacher, student, batch) in PAIRS.items():
+        count = 8 if pair.startswith("digits") else 2
+        config = configuration(pair, n_train=count * batch)
+        data = data_of(config)
+        ready = data.to(DEVICE)
+        trainees = prepare([config], ready, DEVICE, untrained(config, data))
+        batches = list(EpochViews(config, ready, 0).batches())
+        plain = usual.networks((teacher, student), data)
+        plain = [part.to(DEVICE) for part in plain[:2]] + [plain[2]]
+        floor = _floor(data, teacher, student)
+        times = in_turns(
+            repeats,
+            ours=lambda t=trainees: train_epoch(t, 0),
+            usual=lambda b=batches, p=plain: [usual.distil(*p, x.inputs.contiguous(), x.labels[: x.sizes[0]], True) for x in b],
+            floor=lambda b=batches, f=floor: [f(x) for x in b],
+        )
+        sizes = Sizes(data.classes, data.channels, len(data.train_labels))
+        macs = cost(config, sizes, ready.train_images.shape[-1])["training_macs"]
+        at_rate = 2 * macs / peak / 1e9
+        over = [a / b - 1 for a, b in zip(times["ours"], times["floor"], strict=True)]
+        yield {
+            "what": pair,
+            "inputs": 2 * batch,
+            **{f"{side} ms": 1e3 * median(taken) / count for side, taken in times.items()},
+            "at the matrix rate ms": 1e3 * at_rate,
+            "overhead %": 100 * median(over),
+            "overhead least": 100 * min(over),
+            "overhead most": 100 * max(over),
+            **ratios(times["usual"], times["ours"]),
+        }
+
+
+def _floor(data, teacher, student):
+    """Forward and backward of the two networks in the form in which they are used here, and nothing else."""
+    both = [build(name, data.classes, data.channels) for name in (teacher, student)]
+    teacher, student = (
+        part.to(DEVICE, memory_format=torch.channels_last) for part in (folded(both[0].eval()), both[1].train())
+    )
+
+    def run(batch):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
+            with torch.no_grad():
+                teacher(batch.inputs)
+            student(batch.inputs).logits.sum().backward()
+
+    return run
+
+
+@section
+def fit(repeats):
+    """Whole runs end to end: views, training, a test after every epoch, files."""
+    repeats = min(repeats, 3)
+    for pair, epochs, n in (("ResNet56 -> ResNet20", 2, 256), ("WRN-40-2 -> WRN-16-2", 2, 128)):
+        config = _taught(configuration(pair, n_train=n, epochs=epochs))
+        seeds = [config.model_copy(update={"seed": s, "draws": 0}) for s in range(5)]
+        times = in_turns(
+            repeats,
+            ours=lambda c=config: _fresh([c]),
+            usual=lambda c=config: _usually([c]),
+            together=lambda s=seeds: _fresh(s),
+            five=lambda s=seeds: _usually(s),
+        )
+        yield _compared(f"{pair}, one run", times, "usual", "ours")
+        yield _compared(f"{pair}, five seeds that share their draws", times, "five", "together")
+    digits = _taught(configuration("digits: resnet20 -> resnet8", n_train=50, epochs=20))
+    ten = [digits.model_copy(update={"seed": s}) for s in range(10)]
+    arms = [c.model_copy(update={"method": m, "settings": w}) for c in ten for m, w in ARMS]
+    times = in_turns(
+        repeats, ours=lambda: _fresh(ten), usual=lambda: _usually(ten), arms=lambda: _fresh(arms), many=lambda: _usually(arms)
+    )
+    yield _compared("digits, ten paired seeds", times, "usual", "ours")
+    yield _compared(f"digits, ten paired seeds of {len(ARMS)} arms", times, "many", "arms")
+
+
+ARMS = [("kd", {}), ("ccd", {}), ("ccd", {"weight": "shuffled"}), ("ccd", {"weight": "centred"})]
+
+
+def _compared(what, times, slow, fast):
+    row = {"what": what, "usual s": median(times[slow]), "ours s": median(times[fast])}
+    return row | ratios(times[slow], times[fast])
+
+
+def _taught(config):
+    """The configuration with its untrained teacher in a file, so that no teacher's training is timed."""
+    data = data_of(config)
+    file = f"{FOLDER}/{config.teacher.model}-{data.channels}.safetensors"
+    save_weights(file, build(config.teacher.model, data.classes, data.channels), config.teacher.model)
+    return config.model_copy(update={"teacher": Checkpoint(model=config.teacher.model, file=file)})
+
+
+def _fresh(configs):
+    """Train them all in an empty run store, as an experiment does: digits side by side, larger networks on all threads."""
+    with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+        before = os.environ.get("CCD_OUTPUTS")
+        os.environ["CCD_OUTPUTS"] = folder
+        try:
+            if configs[0].data == "digits":
+                with side_by_side() as fit_all:
+                    fit_all(cohorts_of(configs))
+            else:
+                for cohort in cohorts_of(configs):
+                    fit_cohort(cohort, show="none")
+        finally:
+            os.environ.pop("CCD_OUTPUTS")
+            if before is not None:
+                os.environ["CCD_OUTPUTS"] = before
+
+
+def _usually(configs):
+    for c in configs:
+        weighted = c.method == "ccd"
+        usual.train((c.teacher.model, c.model), data_of(c), POLICY, c.batch, c.epochs, 2, weighted, c.seed)
+
+
+@section
+def starting(repeats):
+    """A new process, from its start to the end of the first training step; and of a whole notebook in smoke."""
+    first = "import ccdlib; ccdlib.fit(ccdlib.RunConfig(n_train=10, epochs=1, batch=10, side=16), show='none')"
+    imports = "import ccdlib"
+    for what, code in (
+        ("python -c 'import torch'", "import torch"),
+        ("import ccdlib", imports),
+        ("to the first step and its test", first),
+    ):
+        taken = [_process([sys.executable, "-c", code])[0] for _ in range(repeats)]
+        yield {"what": what, "seconds": median(taken), "least": min(taken), "most": max(taken)}
+    ccd = str(Path(sys.executable).with_name("ccd"))
+    taken = [_process([ccd, "run", "00_quickstart"])[0] for _ in range(min(repeats, 2))]
+    yield {"what": "00_quickstart in smoke", "seconds": median(taken), "least": min(taken), "most": max(taken)}
+
+
+@section
+def notebooks(repeats):
+    """All notebooks in smoke with nbval, as `make test` runs them."""
+    command = "-m pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env notebooks"
+    taken, _ = _process([sys.executable, *command.split()], OMP_NUM_THREADS="1", CCD_JOBS="1")
+    yield {"what": "all notebooks in smoke, nbval", "seconds": taken}
+
+
+def _process(command, **environment):
+    """(seconds, peak resident MB of the process itself) of a command with a run store of its own."""
+    with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {"CCD_OUTPUTS": folder} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=HERE.parent,
+        )
+        said = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            sys.exit(f"{command} failed:\n{said.decode()}")
+        return time.perf_counter() - began, used.ru_maxrss / (1 if sys.platform == "darwin" else 1024)
+
+
+@section
+def memory(repeats):
+    """Peak resident memory of whole processes, and what the step alone takes."""
+    code = "import sys; sys.path.insert(0, {here!r}); import bench; bench.one_process({side!r}, {data!r})"
+    for side in ("nothing", "ours", "ours, five seeds", "usual"):
+        command = [sys.executable, "-c", code.format(here=str(HERE), side=side, data=DATA["rgb"])]
+        yield {"what": f"WRN-40-2 -> WRN-16-2: {side}", "peak MB": _process(command)[1]}
+
+
+def one_process(side, data):
+    """What a process does whose memory is measured."""
+    prepare_data(FOLDER or tempfile.mkdtemp(), data)
+    config = configuration("WRN-40-2 -> WRN-16-2", n_train=96)
+    if side == "usual":
+        usual.train(("wrn_40_2", "wrn_16_2"), data_of(config), POLICY, config.batch, 1)
+    elif side.startswith("ours"):
+        ready, seeds = data_of(config).to(DEVICE), 5 if "five" in side else 1
+        configs = [config.model_copy(update={"seed": s, "draws": 0}) for s in range(seeds)]
+        train_epoch(prepare(configs, ready, DEVICE, untrained(config, ready)), 0)
+
+
+@section
+def growth(repeats):
+    """How a step's time and memory grow with images a step, the side of an image, and the runs of a cohort."""
+    pair = "ResNet56 -> ResNet20"
+    for batch in (16, 32, 64):
+        yield _grown(f"{batch} images a step", configuration(pair, n_train=2 * batch, batch=batch), 1, repeats)
+    digits = "digits: resnet20 -> resnet8"
+    for side in (16, 32, 64):
+        yield _grown(
+            f"digits, side {side}",
+            configuration(digits, n_train=50, side=side, teacher=RunConfig(model="resnet20")),
+            1,
+            repeats,
+        )
+    for runs in (1, 2, 4, 8):
+        yield _grown(f"digits, {runs} runs in a cohort", configuration(digits, n_train=100), runs, repeats)
+
+
+def _grown(what, config, runs, repeats):
+    data = data_of(config)
+    ready = data.to(DEVICE)
+    configs = [config.model_copy(update={"seed": s, "draws": 0}) for s in range(runs)]
+    trainees = prepare(configs, ready, DEVICE, untrained(config, data))
+    count = steps_an_epoch(len(data.train_labels), config.batch)
+    taken = median(in_turns(repeats, epoch=lambda: train_epoch(trainees, 0))["epoch"])
+    used = step_cost(config, steps=1)["peak_bytes"] if runs == 1 else None
+    row = {"what": what, "ms a step and run": 1e3 * taken / count / runs}
+    return row | ({} if used is None else {"peak MB of a step": used / 1e6})
+
+
+# ---------------------------------------------------------------- the door
+
+
+DATA, FOLDER = {}, None
+
+
+def prepare_data(folder, rgb=None):
+    """Make the data sets of this process."""
+    global FOLDER
+    FOLDER = folder
+    DATA.update(digits="digits", rgb=rgb or rgb_digits(folder))
+
+
+def shown(row):
+    """A row as one line."""
+    numbers = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if isinstance(value, int | float))
+    return f"  {row['what']:52} {numbers}"
+
+
+def main():
+    """Run the sections, print and keep what they found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rgb", help="a data set of 32 x 32 RGB images, such as npz:PATH or cifar100")
+    parser.add_argument("--out", type=Path, default=HERE / "results.json")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    kept = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    with tempfile.TemporaryDirectory(prefix="ccdlib-bench-") as folder:
+        prepare_data(folder, asked.rgb)
+        for name in asked.only.split(","):
+            print(f"{name}: {SECTIONS[name].__doc__.splitlines()[0]}", flush=True)
+            rows = []
+            for row in SECTIONS[name](asked.repeats):
+                rows.append({key: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for key, v in row.items()})
+                print(shown(rows[-1]), flush=True)
+            kept[name] = {
+                "rows": rows,
+                "repeats": asked.repeats,
+                "rgb": asked.rgb or "digits",
+                "provenance": provenance(DEVICE),
+            }
+            asked.out.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
