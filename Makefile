@@ -9,13 +9,14 @@ CONDA := $(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX))
 BIN   := $(if $(CONDA),$(CONDA)/bin,.venv/bin)
 READY := $(if $(CONDA),conda-ready,.venv/.ready)
 
-.PHONY: help reproduce test lab lint notebooks clean constraints conda-ready
+.PHONY: help reproduce test lab lint notebooks bench clean constraints conda-ready
 help:
 	@echo 'make reproduce [NB=00_quickstart] [PROFILE=smoke]   set up, run one notebook, print its table'
 	@echo 'make test        set up, run the tests and check the notebooks'
 	@echo 'make lab         JupyterLab'
 	@echo 'make lint        ruff over .py and .ipynb'
 	@echo 'make notebooks   run all notebooks with their defaults, keep the outputs in notebooks/'
+	@echo 'make bench       this kit against the usual way, a table (20 minutes; run nothing else meanwhile)'
 	@echo 'make clean       remove caches and .venv; results stay'
 
 reproduce: $(READY)
@@ -34,6 +35,9 @@ lint: $(READY)
 
 notebooks: $(READY)
 	$(BIN)/ccd refresh notebooks/*.ipynb
+
+bench: $(READY)
+	$(BIN)/python -W ignore benchmarks/bench.py
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache *.egg-info

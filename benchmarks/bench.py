@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -51,17 +52,17 @@ def section(function):
 # ---------------------------------------------------------------- data, configurations, clocks
 
 
-def rgb_digits(folder):
-    """Path of the digits as 32 x 32 RGB, an npz data set: 1,000 training and 500 test images."""
+def rgb_digits(folder, side=32):
+    """The digits in RGB with a side of 16 times a whole number, as an npz data set: 1,000 training and 50 test images."""
     data = load_data("digits")
     arrays = {}
-    for split, n in (("train", 1000), ("test", 500)):
+    for split, n in (("train", 1000), ("test", 50)):
         images = getattr(data, f"{split}_images")[:n].expand(-1, 3, -1, -1)
-        images = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        images = images.repeat_interleave(side // 16, 2).repeat_interleave(side // 16, 3)
         arrays[f"{split}_images"] = images.permute(0, 2, 3, 1).numpy()
         arrays[f"{split}_labels"] = getattr(data, f"{split}_labels")[:n].numpy()
-    np.savez(Path(folder) / "rgb.npz", **arrays)
-    return f"npz:{folder}/rgb.npz"
+    np.savez(Path(folder) / f"rgb{side}.npz", **arrays)
+    return f"npz:{folder}/rgb{side}.npz"
 
 
 def configuration(pair, n_train=None, epochs=1, method="ccd", teacher=None, **changes):
@@ -86,9 +87,9 @@ def seconds(work):
     return time.perf_counter() - began
 
 
-def in_turns(repeats, **sides):
-    """{name: [seconds, one a repeat]} of calls that take turns, after one of each that does not count."""
-    for work in sides.values():
+def in_turns(repeats, warm=True, **sides):
+    """{name: [seconds, one a repeat]} of calls that take turns; warm: after one of each that does not count."""
+    for work in sides.values() if warm else ():
         work()
     times = {name: [] for name in sides}
     for _ in range(repeats):
@@ -201,13 +202,14 @@ def _floor(data, teacher, student):
 
 @section
 def fit(repeats):
-    """Whole runs end to end: views, training, a test after every epoch, files."""
-    repeats = min(repeats, 3)
-    for pair, epochs, n in (("ResNet56 -> ResNet20", 2, 256), ("WRN-40-2 -> WRN-16-2", 2, 128)):
-        config = _taught(configuration(pair, n_train=n, epochs=epochs))
+    """Whole runs end to end: views, training, as many tests, files, workers and their start."""
+    repeats = min(repeats, 2)
+    for pair in ("ResNet56 -> ResNet20", "WRN-40-2 -> WRN-16-2"):
+        config = _taught(configuration(pair, n_train=256))
         seeds = [config.model_copy(update={"seed": s, "draws": 0}) for s in range(5)]
         times = in_turns(
             repeats,
+            warm=False,
             ours=lambda c=config: _fresh([c]),
             usual=lambda c=config: _usually([c]),
             together=lambda s=seeds: _fresh(s),
@@ -215,14 +217,22 @@ def fit(repeats):
         )
         yield _compared(f"{pair}, one run", times, "usual", "ours")
         yield _compared(f"{pair}, five seeds that share their draws", times, "five", "together")
-    digits = _taught(configuration("digits: resnet20 -> resnet8", n_train=50, epochs=20))
+    digits = _taught(configuration("digits: resnet20 -> resnet8", n_train=50, epochs=40, eval_every=8))
     ten = [digits.model_copy(update={"seed": s}) for s in range(10)]
-    arms = [c.model_copy(update={"method": m, "settings": w}) for c in ten for m, w in ARMS]
+    shared = [c.model_copy(update={"draws": 0}) for c in ten]
+    arms = [c.model_copy(update={"method": m, "settings": w}) for c in ten[:2] for m, w in ARMS]
     times = in_turns(
-        repeats, ours=lambda: _fresh(ten), usual=lambda: _usually(ten), arms=lambda: _fresh(arms), many=lambda: _usually(arms)
+        repeats,
+        warm=False,
+        ours=lambda: _fresh(ten),
+        usual=lambda: _usually(ten),
+        shared=lambda: _fresh(shared),
+        arms=lambda: _fresh(arms),
+        many=lambda: _usually(arms),
     )
-    yield _compared("digits, ten paired seeds", times, "usual", "ours")
-    yield _compared(f"digits, ten paired seeds of {len(ARMS)} arms", times, "many", "arms")
+    yield _compared("digits, ten seeds with their own draws", times, "usual", "ours")
+    yield _compared("digits, ten seeds that share their draws", times, "usual", "shared")
+    yield _compared(f"digits, two paired seeds of {len(ARMS)} arms", times, "many", "arms")
 
 
 ARMS = [("kd", {}), ("ccd", {}), ("ccd", {"weight": "shuffled"}), ("ccd", {"weight": "centred"})]
@@ -262,7 +272,7 @@ def _fresh(configs):
 def _usually(configs):
     for c in configs:
         weighted = c.method == "ccd"
-        usual.train((c.teacher.model, c.model), data_of(c), POLICY, c.batch, c.epochs, 2, weighted, c.seed)
+        usual.train((c.teacher.model, c.model), data_of(c), POLICY, c.batch, c.epochs, c.eval_every, weighted, c.seed)
 
 
 @section
@@ -291,36 +301,28 @@ def notebooks(repeats):
 
 
 def _process(command, **environment):
-    """(seconds, peak resident MB of the process itself) of a command with a run store of its own."""
+    """(seconds, what it printed) of a command with a run store of its own."""
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         began = time.perf_counter()
-        process = subprocess.Popen(
-            command,
-            env=os.environ | {"CCD_OUTPUTS": folder} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=HERE.parent,
-        )
-        said = process.stdout.read()
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"{command} failed:\n{said.decode()}")
-        return time.perf_counter() - began, used.ru_maxrss / (1 if sys.platform == "darwin" else 1024)
+        environment = os.environ | {"CCD_OUTPUTS": folder} | environment
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE.parent)
+        if done.returncode:
+            sys.exit(f"{command} failed:\n{done.stdout}\n{done.stderr}")
+        return time.perf_counter() - began, done.stdout
 
 
 @section
 def memory(repeats):
-    """Peak resident memory of whole processes, and what the step alone takes."""
-    code = "import sys; sys.path.insert(0, {here!r}); import bench; bench.one_process({side!r}, {data!r})"
-    for side in ("nothing", "ours", "ours, five seeds", "usual"):
-        command = [sys.executable, "-c", code.format(here=str(HERE), side=side, data=DATA["rgb"])]
-        yield {"what": f"WRN-40-2 -> WRN-16-2: {side}", "peak MB": _process(command)[1]}
+    """Peak resident memory of a process that trains 96 images for an epoch; on a GPU, what was allocated there."""
+    for side in ("the import alone", "ours", "ours, five seeds", "usual"):
+        code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import bench; bench.one_process({side!r}, {DATA['rgb']!r})"
+        said = _process([sys.executable, "-W", "ignore", "-c", code])[1]
+        yield {"what": f"WRN-40-2 -> WRN-16-2: {side}", "peak MB": float(said.split()[-1])}
 
 
 def one_process(side, data):
-    """What a process does whose memory is measured."""
-    prepare_data(FOLDER or tempfile.mkdtemp(), data)
+    """What a process does whose memory is measured; prints its peak in MB."""
+    DATA.update(rgb=data)
     config = configuration("WRN-40-2 -> WRN-16-2", n_train=96)
     if side == "usual":
         usual.train(("wrn_40_2", "wrn_16_2"), data_of(config), POLICY, config.batch, 1)
@@ -328,6 +330,14 @@ def one_process(side, data):
         ready, seeds = data_of(config).to(DEVICE), 5 if "five" in side else 1
         configs = [config.model_copy(update={"seed": s, "draws": 0}) for s in range(seeds)]
         train_epoch(prepare(configs, ready, DEVICE, untrained(config, ready)), 0)
+    if DEVICE.type == "cuda":
+        print(torch.cuda.max_memory_allocated() / 1e6)
+        return
+    status = Path("/proc/self/status")  # getrusage() would count what the parent process had before this one began
+    if status.exists():
+        print(int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 1000)
+    else:
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 
 
 @section
@@ -338,12 +348,9 @@ def growth(repeats):
         yield _grown(f"{batch} images a step", configuration(pair, n_train=2 * batch, batch=batch), 1, repeats)
     digits = "digits: resnet20 -> resnet8"
     for side in (16, 32, 64):
-        yield _grown(
-            f"digits, side {side}",
-            configuration(digits, n_train=50, side=side, teacher=RunConfig(model="resnet20")),
-            1,
-            repeats,
-        )
+        data = rgb_digits(FOLDER, side)
+        config = configuration(pair, n_train=64, data=data, teacher=RunConfig(model="resnet56", data=data))
+        yield _grown(f"{side} x {side} pixels", config, 1, repeats)
     for runs in (1, 2, 4, 8):
         yield _grown(f"digits, {runs} runs in a cohort", configuration(digits, n_train=100), runs, repeats)
 

@@ -108,15 +108,17 @@ def networks(pair, data, seed=0):
     return teacher.eval(), student, torch.optim.SGD(student.parameters(), 0.05, 0.9, weight_decay=5e-4, nesterov=True)
 
 
-def train(pair, data, policy, batch, epochs, workers=2, weighted=True, seed=0):
-    """Train the student of pair (teacher, student) with a test after every epoch; returns the accuracy."""
+def train(pair, data, policy, batch, epochs, test_every=1, weighted=True, seed=0, workers=2):
+    """Train the student of pair (teacher, student); returns the accuracy."""
     teacher, student, optimiser = networks(pair, data, seed)
     pairs = loader(data, policy, batch, workers)
     test = (data.test_images / 255 - torch.tensor(data.mean).view(-1, 1, 1)) / torch.tensor(data.std).view(-1, 1, 1)
-    for _ in range(epochs):
+    for epoch in range(1, epochs + 1):
         student.train()
         for original, twin, labels in pairs:
             distil(student, teacher, optimiser, torch.cat([original, twin]), labels, weighted)
+        if epoch % test_every and epoch < epochs:
+            continue
         student.eval()
         with torch.no_grad():
             said = torch.cat([student(part).logits.argmax(1) for part in test.split(500)])

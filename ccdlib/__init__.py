@@ -7,6 +7,7 @@ The words of the kit:
     logits, temperature what a network says before softmax, and what softens it
     CCD                 Cosine Confidence Distillation: KD whose augmented views are weighed by the teacher's agreement
     run                 one network trained once; the run store keeps it
+    cohort              runs that see the same batches and have the same teacher, and are trained together
     arm, experiment     the runs that differ in nothing but the seed; all arms of an analysis, and what is claimed of them
     recipe, profile     settings of a training; settings of a notebook (smoke, lite, paper)
 """
@@ -21,7 +22,7 @@ from ccdlib.models import MODELS, Output, build
 from ccdlib.notebook import Run
 from ccdlib.registry import CcdError, UnknownName
 from ccdlib.runs import DamagedRun
-from ccdlib.train import Diverged, Result, check, evaluate, fit, predict
+from ccdlib.train import Diverged, Result, check, evaluate, fit, fit_cohort, predict
 
 __all__ = [
     "AUGMENTATIONS",
@@ -53,6 +54,7 @@ __all__ = [
     "evaluate",
     "experiment",
     "fit",
+    "fit_cohort",
     "load_data",
     "predict",
     "teacher_of_method",

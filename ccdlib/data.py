@@ -1,12 +1,17 @@
 """Data sets as uint8 tensors on the training device: digits, npz files, CIFAR-10/100, image folders."""
 
 import hashlib
+import io
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -203,6 +208,24 @@ def _statistics(images):
 
 
 def _digits():
+    """The arrays and class names of the digits; kept beside the downloads, because scikit-learn takes seconds to import."""
+    file = paths.downloads() / f"digits-{version('scikit-learn')}.npz"
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in ARRAYS}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # not there, or not whole
+        arrays = _digits_of_sklearn()
+        kept = io.BytesIO()
+        np.savez(kept, **arrays)
+        with suppress(OSError):  # a checkout that cannot be written does without
+            file.parent.mkdir(parents=True, exist_ok=True)
+            beside = file.with_name(f".{file.name}.{os.getpid()}.part")
+            beside.write_bytes(kept.getvalue())
+            beside.replace(file)
+    return arrays, tuple(str(d) for d in range(10))
+
+
+def _digits_of_sklearn():
     from PIL import Image
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -216,7 +239,7 @@ def _digits():
     arrays = {}
     for split, chosen in zip(SPLITS, rows, strict=True):
         arrays |= {f"{split}_images": images[np.sort(chosen)], f"{split}_labels": labels[np.sort(chosen)]}
-    return arrays, tuple(str(d) for d in range(10))
+    return arrays
 
 
 def _npz(path, side):

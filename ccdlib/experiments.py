@@ -181,13 +181,22 @@ def side_by_side():
         elif missing:
             # Workers that wait for a minute end by themselves, also when this process was killed.
             pool = pool or ProcessPoolExecutor(jobs(), timeout=60, env={"OMP_NUM_THREADS": "1"})
-            list(pool.map(_fit, missing))
+            list(pool.map(_fit, _spread(missing, jobs())))
 
     try:
         yield fit_all
     finally:
         if pool:
             pool.shutdown(wait=True, kill_workers=sys.exc_info()[0] is not None)
+
+
+def _spread(cohorts, n):
+    """The same runs in at least n cohorts, where there are as many: the largest is halved, so that no core is idle."""
+    cohorts = list(cohorts)
+    while len(cohorts) < n and max(map(len, cohorts)) > 1:
+        largest = cohorts.pop(max(range(len(cohorts)), key=lambda k: len(cohorts[k])))
+        cohorts += [largest[::2], largest[1::2]]
+    return cohorts
 
 
 def _fit(cohort):

@@ -1,5 +1,6 @@
 """Every data source, on real files, and what each says to a file it cannot use."""
 
+import importlib.metadata
 import pickle
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ccdlib import paths
+from ccdlib import data, paths
 from ccdlib.data import DATASETS, load_data
 from ccdlib.registry import CcdError
 from ccdlib.vision import torchvision
@@ -273,3 +274,26 @@ def test_downloads_go_where_the_user_says(monkeypatch, tmp_path):
     assert paths.downloads() == paths.ROOT / "data"
     monkeypatch.setenv("CCD_DATA", str(tmp_path))
     assert paths.downloads() == tmp_path
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut off", b"words"])
+def test_the_kept_digits_are_the_digits_and_are_made_again_when_damaged(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("CCD_DATA", str(tmp_path / "data"))
+    fingerprint = load_data("digits").fingerprint
+    if content is not None:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / f"digits-{importlib.metadata.version('scikit-learn')}.npz").write_bytes(content)
+    for _ in range(2):  # made, then read
+        arrays, names = data._digits()
+        assert len(arrays["train_images"]) == 1000
+        assert len(names) == 10
+    made, kept = data._digits_of_sklearn(), data._digits()[0]
+    assert all(np.array_equal(made[name], kept[name]) for name in made)
+    assert load_data("digits").fingerprint == fingerprint
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [f"digits-{importlib.metadata.version('scikit-learn')}.npz"]
+
+
+def test_digits_without_a_place_to_keep_them(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CCD_DATA", str(tmp_path / "file" / "data"))
+    assert len(data._digits()[0]["test_images"]) == 797
