@@ -276,7 +276,7 @@ def test_downloads_go_where_the_user_says(monkeypatch, tmp_path):
     assert paths.downloads() == tmp_path
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut off", b"words"])
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut off", b"words"], ids=["none", "empty", "cut off", "words"])
 def test_the_kept_digits_are_the_digits_and_are_made_again_when_damaged(tmp_path, monkeypatch, content):
     monkeypatch.setenv("CCD_DATA", str(tmp_path / "data"))
     fingerprint = load_data("digits").fingerprint
