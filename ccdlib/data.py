@@ -211,7 +211,7 @@ def _digits():
     """The arrays and class names of the digits; kept beside the downloads, because scikit-learn takes seconds to import."""
     file = paths.downloads() / f"digits-{version('scikit-learn')}.npz"
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with open(file, "rb") as whole, np.load(whole, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in ARRAYS}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # not there, or not whole
         arrays = _digits_of_sklearn()

@@ -281,7 +281,7 @@ def test_the_kept_digits_are_the_digits_and_are_made_again_when_damaged(tmp_path
     monkeypatch.setenv("CCD_DATA", str(tmp_path / "data"))
     fingerprint = load_data("digits").fingerprint
     if content is not None:
-        (tmp_path / "data").mkdir()
+        (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / f"digits-{importlib.metadata.version('scikit-learn')}.npz").write_bytes(content)
     for _ in range(2):  # made, then read
         arrays, names = data._digits()
