@@ -217,7 +217,7 @@ def fit(repeats):
         )
         yield _compared(f"{pair}, one run", times, "usual", "ours")
         yield _compared(f"{pair}, five seeds that share their draws", times, "five", "together")
-    digits = _taught(configuration("digits: resnet20 -> resnet8", n_train=50, epochs=40, eval_every=8))
+    digits = _taught(configuration("digits: resnet20 -> resnet8", n_train=50, epochs=80, eval_every=40))
     ten = [digits.model_copy(update={"seed": s}) for s in range(10)]
     shared = [c.model_copy(update={"draws": 0}) for c in ten]
     arms = [c.model_copy(update={"method": m, "settings": w}) for c in ten[:2] for m, w in ARMS]

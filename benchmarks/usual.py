@@ -86,7 +86,7 @@ def loader(data, policy, batch, workers):
     return DataLoader(Pairs(data, policy), batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
 
-def distil(student, teacher, optimiser, inputs, labels, weighted):
+def distil(teacher, student, optimiser, inputs, labels, weighted):
     """One KD + JDA step, or CCD's where `weighted`, as it is usually written; inputs: originals, then twins."""
     with torch.no_grad():
         taught = teacher(inputs).logits
@@ -116,7 +116,7 @@ def train(pair, data, policy, batch, epochs, test_every=1, weighted=True, seed=0
     for epoch in range(1, epochs + 1):
         student.train()
         for original, twin, labels in pairs:
-            distil(student, teacher, optimiser, torch.cat([original, twin]), labels, weighted)
+            distil(teacher, student, optimiser, torch.cat([original, twin]), labels, weighted)
         if epoch % test_every and epoch < epochs:
             continue
         student.eval()

@@ -149,8 +149,8 @@ def lines_of_code(path):
 
 
 def test_the_library_stays_small():
-    # About 3,000 for the kit itself, and 600 for the ten compared methods, their heads and what they cost.
-    assert sum(map(lines_of_code, (ROOT / "ccdlib").rglob("*.py"))) < 3600
+    # About 3,000 for the kit itself, 600 for the ten compared methods, their heads and what they cost, 150 for cohorts.
+    assert sum(map(lines_of_code, (ROOT / "ccdlib").rglob("*.py"))) < 3750
 
 
 def test_every_shaping_module_is_hashed():
