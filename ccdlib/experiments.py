@@ -78,9 +78,9 @@ class Experiment:
         self.check()
         results, width = {}, max(map(len, self.arms))
         cohorts = cohorts_of([config for configs in self.arms.values() for config in configs])
-        with side_by_side() as fit_all:
+        with side_by_side(cohorts) as trained:
             for arm, configs in self.arms.items():
-                fit_all([cohort for cohort in cohorts if any(config in cohort for config in configs)])
+                trained(configs)
                 results[arm] = [fit(config, show="none") for config in configs]
                 mean = sum(result.accuracy for result in results[arm]) / len(configs)
                 print(f"{arm:{width}}  {mean:.1f} % on average of {len(configs)} seeds", flush=True)
@@ -165,26 +165,29 @@ def jobs():
 
 
 @contextmanager
-def side_by_side():
-    """A function that trains what is not finished of a list of cohorts, in worker processes where there are several jobs.
+def side_by_side(cohorts):
+    """A function that comes back when all of a list of configurations are trained, those of `cohorts` in worker processes where
+    there are several jobs.
 
-    Workers start when there is something to do, and end with the context, whatever ends it.
+    Workers take the cohorts in their order, whichever are asked for first, and end with the context, whatever ends it.
     """
+    missing = [[config for config in cohort if not folder_of(config).finished] for cohort in cohorts]
+    missing = [cohort for cohort in missing if cohort]
     pool = None
+    if jobs() == 1 or not missing:
+        begun = [(cohort, lambda cohort=cohort: _fit(cohort)) for cohort in missing]
+    else:
+        # Workers that wait for a minute end by themselves, also when this process was killed.
+        pool = ProcessPoolExecutor(jobs(), timeout=60, env={"OMP_NUM_THREADS": "1"})
+        begun = [(cohort, pool.submit(_fit, cohort).result) for cohort in _spread(missing, jobs())]
 
-    def fit_all(cohorts):
-        nonlocal pool
-        missing = [[config for config in cohort if not folder_of(config).finished] for cohort in cohorts]
-        missing = [cohort for cohort in missing if cohort]
-        if jobs() == 1:
-            list(map(_fit, missing))
-        elif missing:
-            # Workers that wait for a minute end by themselves, also when this process was killed.
-            pool = pool or ProcessPoolExecutor(jobs(), timeout=60, env={"OMP_NUM_THREADS": "1"})
-            list(pool.map(_fit, _spread(missing, jobs())))
+    def trained(configs):
+        for cohort, result in begun:
+            if any(config in cohort for config in configs):
+                result()
 
     try:
-        yield fit_all
+        yield trained
     finally:
         if pool:
             pool.shutdown(wait=True, kill_workers=sys.exc_info()[0] is not None)
