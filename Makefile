@@ -16,7 +16,7 @@ help:
 	@echo 'make lab         JupyterLab'
 	@echo 'make lint        ruff over .py and .ipynb'
 	@echo 'make notebooks   run all notebooks with their defaults, keep the outputs in notebooks/'
-	@echo 'make bench       this kit against the usual way, a table (20 minutes; run nothing else meanwhile)'
+	@echo 'make bench       this kit against the usual way, a table (half an hour; run nothing else meanwhile)'
 	@echo 'make clean       remove caches and .venv; results stay'
 
 reproduce: $(READY)
