@@ -7,7 +7,7 @@ list is the same run, because it is described the same.
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from math import log2
 from statistics import median
@@ -179,7 +179,7 @@ def side_by_side(cohorts):
     else:
         # Workers that wait for a minute end by themselves, also when this process was killed.
         pool = ProcessPoolExecutor(jobs(), timeout=60, env={"OMP_NUM_THREADS": "1"})
-        begun = [(cohort, pool.submit(_fit, cohort).result) for cohort in _spread(missing, jobs())]
+        begun = [(cohort, pool.submit(_fit_in_worker, cohort).result) for cohort in _spread(missing, jobs())]
 
     def trained(configs):
         for cohort, result in begun:
@@ -204,6 +204,11 @@ def _spread(cohorts, n):
 
 def _fit(cohort):
     fit_cohort(cohort, show="none")
+
+
+def _fit_in_worker(cohort):
+    with redirect_stdout(None):  # that it waits for the teacher that another worker trains is nobody's concern
+        _fit(cohort)
 
 
 # ---------------------------------------------------------------- what all analyses share
