@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from ccdlib import notebook, paths, runs, verdicts
 
@@ -54,6 +56,16 @@ def test_constraints_are_installable_by_everybody_and_satisfy_the_pins():
         (only,) = exact[name]
         assert only.operator == "=="
         assert wanted.contains(only.version), name
+
+
+def test_constraints_are_installable_with_the_oldest_python_that_is_promised():
+    # pip hides versions that want a newer Python, and then finds no way to keep the constraint.
+    oldest = PYPROJECT["requires-python"].removeprefix(">=") + ".0"
+    for requirement in map(Requirement, CONSTRAINTS):
+        with suppress(PackageNotFoundError):  # some are for other systems
+            installed = metadata(requirement.name)
+            if requirement.specifier.contains(installed["Version"]):
+                assert SpecifierSet(installed["Requires-Python"] or "").contains(oldest), requirement
 
 
 def test_the_console_script_is_installed():
