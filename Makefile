@@ -9,10 +9,13 @@ CONDA := $(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX))
 BIN   := $(if $(CONDA),$(CONDA)/bin,.venv/bin)
 READY := $(if $(CONDA),conda-ready,.venv/.ready)
 
-.PHONY: help reproduce test lab lint notebooks bench clean constraints conda-ready
+BATCH_NB = $(if $(findstring command line,$(origin NB))$(findstring environment,$(origin NB)),$(NB))
+
+.PHONY: help reproduce batch test lab lint notebooks bench clean constraints conda-ready
 help:
 	@echo 'make reproduce [NB=00_quickstart] [PROFILE=smoke]   set up, run one notebook, print its table'
 	@echo 'make test        set up, run the tests and check the notebooks'
+	@echo 'make batch [PROFILE=lite] [NB="01_... 06_..."]      train and run all notebooks of a profile, or those named'
 	@echo 'make lab         JupyterLab'
 	@echo 'make lint        ruff over .py and .ipynb'
 	@echo 'make notebooks   run all notebooks with their defaults, keep the outputs in notebooks/'
@@ -21,6 +24,9 @@ help:
 
 reproduce: $(READY)
 	@$(BIN)/ccd run $(NB) --profile $(PROFILE)
+
+batch: $(READY)
+	@$(BIN)/ccd batch $(BATCH_NB) --profile $(PROFILE)
 
 # One thread and one training each: the two workers share the cores. Notebooks first, because they take longest.
 test: $(READY)
@@ -51,18 +57,18 @@ clean:
 	  echo 'python3-venv is missing: install it (Debian, Ubuntu: apt install python3-venv), or use conda (environment.yml).'; exit 1; }
 	@echo 'Setting up .venv; this takes a minute or two, once.'
 	@$(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt --editable .
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt --editable '.[batch]'
 	@touch $@
 
 conda-ready:
-	@$(BIN)/python -I -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("ccdlib", "torch", "papermill", "nbval"))))' || { \
+	@$(BIN)/python -I -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("ccdlib", "torch", "papermill", "nbval", "snakemake"))))' || { \
 	  echo 'The active conda environment lacks what the kit needs; run: conda env update --file environment.yml'; exit 1; }
 
 # After a change of pins: resolve them anew, and keep the versions, without local build tags and what only CUDA builds need.
 constraints:
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable .
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[batch]'
 	.venv/bin/python -m pip list --format=freeze --exclude-editable | grep -v -E '^(pip|setuptools|nvidia-|cuda-|triton)' | sed 's/+.*//' > .venv/constraints.txt
 	mv .venv/constraints.txt constraints.txt
 	touch .venv/.ready

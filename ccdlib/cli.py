@@ -58,6 +58,51 @@ def plan(notebook, profile, files, given):
     click.echo(door.plan(notebook, profile, files, given))
 
 
+@cli.command(
+    epilog="Example: ccd batch 01_joint_augmentation 06_ccd --profile lite --cores 8   (and -n: only say what is missing)",
+    short_help="Everything that notebooks of a profile need, by Snakemake: training, notebooks, verdict page.",
+)
+@click.option("--profile", default="smoke", show_default=True, help="smoke, or a folder of params/ (lite, paper).")
+@click.option("--cores", type=click.IntRange(1), help="CPU cores to use.  [default: all]")
+@click.option("--gpus", type=click.IntRange(0), help="GPUs to use.  [default: all]")
+@click.option("--slurm", is_flag=True, help="Submit the jobs to Slurm, as profiles/slurm says.")
+@click.option("-n", "--dry-run", is_flag=True, help="Say what is missing and how long it takes; train nothing.")
+@click.option("--no-expectation", is_flag=True, help="Do not time any steps to say how long it takes.")
+@click.argument("notebooks", nargs=-1)
+def batch(notebooks, profile, cores, gpus, slurm, dry_run, no_expectation):
+    """Train and run what the NOTEBOOKS (all, when none is named) of a profile lack; what is finished is found.
+
+    One job a GPU at a time, or one a core where there is no GPU: a cohort of runs, a notebook, the verdict page. Whatever is
+    killed or fails, the same command goes on from there. Exit status: 0 when all is done, 1 when something is not, 2 for a
+    mistake in what was asked for.
+    """
+    from importlib.util import find_spec
+
+    from ccdlib import batch as engine
+
+    if find_spec("snakemake") is None:
+        raise CcdError("a batch needs Snakemake, which is not installed; run: pip install 'ccdlib[batch]' (or make reproduce)")
+    if slurm:
+        os.environ.setdefault("CCD_DEVICE", "cuda")  # what "auto" means on the nodes, also where the engine runs
+    grid = engine.Grid(profile, notebooks)
+    seconds = {} if no_expectation or slurm else engine.expected(grid)
+    click.echo(engine.summary(grid, seconds))
+    if not dry_run and not engine.run(grid, cores, gpus, slurm, seconds, say=click.echo):
+        sys.exit(1)
+
+
+@cli.command(hidden=True)
+@click.option("--profile", default="smoke")
+@click.option("--notebook", "notebooks", multiple=True)
+@click.argument("job")
+def job(job, profile, notebooks):
+    """Do one JOB of a batch; the Snakefile calls this."""
+    from ccdlib import batch as engine
+
+    with engine.gpu_slot():
+        engine.work(engine.Grid(profile, notebooks), job)
+
+
 @cli.command(short_help="All methods, with their settings.")
 def methods():
     """List the methods: equation and source, settings with their defaults, and which teacher each needs."""

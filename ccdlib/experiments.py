@@ -118,13 +118,9 @@ class Experiment:
             row["begun"] += folder.file("resume.pt").exists()
             row["missing"].append(config.seed)
             missing.append((config, row))
-        paces = {}
-        for members in grouped(missing, lambda member: member[0].cohort):
-            configs = [config for config, _ in members]
-            kinds = str([_kind(config) for config in configs])
-            paces[kinds] = paces.get(kinds) or [pace(configs) for _ in range(3)]
-            for config, row in members:
-                row["expected"] += median(seconds(config) for seconds in paces[kinds])
+        expected = expected_seconds([config for config, _ in missing])
+        for (_, row), seconds in zip(missing, expected, strict=True):
+            row["expected"] += seconds
         return list(rows.values())
 
 
@@ -146,6 +142,17 @@ def _with_teachers(config):
     return [*_with_teachers(config.teacher), config] if isinstance(config, RunConfig) else []
 
 
+def expected_seconds(configs):
+    """How long the training of each of `configs` takes here, from a few steps of every kind of cohort, timed three times."""
+    paces, seconds = {}, {}
+    for cohort in grouped(range(len(configs)), lambda k: configs[k].cohort):
+        members = [configs[k] for k in cohort]
+        kinds = str([_kind(config) for config in members])
+        paces[kinds] = paces.get(kinds) or [pace(members) for _ in range(3)]
+        seconds |= {k: median(each(configs[k]) for each in paces[kinds]) for k in cohort}
+    return [seconds[k] for k in range(len(configs))]
+
+
 def _kind(config):
     """Runs of one kind take equally long a step."""
     teacher = config.teacher and config.teacher.model
@@ -153,12 +160,16 @@ def _kind(config):
     return (config.data, config.side, config.n_train, *work)
 
 
+def cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def jobs():
     """How many runs are trained at once: $CCD_JOBS, or one on a GPU, or as many as there are cores."""
     given = os.environ.get("CCD_JOBS")
     if given is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return 1 if best_device().type == "cuda" else cores
+        return 1 if best_device().type == "cuda" else cores()
     if not given.isdecimal() or int(given) < 1:
         raise CcdError(f"CCD_JOBS = {given!r}: allowed are whole numbers from 1, the runs that are trained at once")
     return int(given)

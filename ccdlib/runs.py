@@ -134,8 +134,11 @@ def git_state():
 
 
 def best_device():
-    """The device that "auto" means."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device that "auto" means: $CCD_DEVICE (cuda names the runs of a GPU where there is none), or what is here."""
+    given = os.environ.get("CCD_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if given not in ("cpu", "cuda"):
+        raise CcdError(f"CCD_DEVICE = {given!r}: allowed are cpu and cuda")
+    return torch.device(given)
 
 
 def hardware(device):

@@ -131,14 +131,16 @@ def _result(config, folder, data, show):
 
 def folder_of(config):
     """The Folder of a run, whether it is trained or not. Errors: CcdError for data or a teacher file that is not there."""
-    precision = "bfloat16" if _device(config.device).type == "cuda" else "float32"
+    device = best_device().type if config.device == "auto" else config.device
+    precision = "bfloat16" if device == "cuda" else "float32"
     return Folder(config, identity(config, lambda c: load_data(c.data, side=c.side).facts, precision))
 
 
 def _device(name):
-    if name == "cuda" and not torch.cuda.is_available():
-        raise CcdError("device 'cuda' was asked for and no CUDA device is there; use device 'auto' or 'cpu'")
-    return best_device() if name == "auto" else torch.device(name)
+    device = best_device() if name == "auto" else torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CcdError("device 'cuda' was asked for and no CUDA device is there; use 'auto' or 'cpu', or unset CCD_DEVICE")
+    return device
 
 
 def check(configs):
@@ -154,7 +156,8 @@ def check(configs):
         case = [_shape_of(c) for c in (config, config.teacher) if isinstance(c, RunConfig)]
         if str(case) not in seen:
             seen.add(str(case))
-            _device(config.device)
+            if config.device != "auto":  # what that means here may not be here: a batch is planned where there is no GPU
+                _device(config.device)
             data = _data(config)
             _check_teacher(config, data)
             _check_fits(config, data)

@@ -51,6 +51,11 @@ def pages():
     return {path: with_table(path.read_text(), part) for path, part in places.items()}
 
 
+def outdated():
+    """Whether a page is not what it should be."""
+    return any(path.read_text() != text for path, text in pages().items())
+
+
 def write():
     """Bring both pages up to date; returns their paths."""
     for path, text in pages().items():

@@ -1,0 +1,73 @@
+"""The batch: teachers -> runs -> notebooks -> verdict page. `ccd batch` starts it; ccdlib/batch.py says what is missing.
+
+Only what is missing is in the graph: what is done is read from the run store and the results. The engine's outputs are marker
+files; nothing that was computed is an output that it could delete.
+"""
+
+import sys
+
+from ccdlib.batch import PAGE, Grid, expected, summary
+
+grid = Grid(config.get("profile", "smoke"), str(config.get("notebooks", "")).split())
+grid.forget()
+if workflow.dryrun:
+    print(summary(grid, expected(grid)), file=sys.stderr)
+
+done, logs = (grid.folder / "done").as_posix(), (grid.folder / "logs").as_posix()
+asked = " ".join(f"--notebook {stem}" for stem in grid.stems)
+DO = f"OMP_NUM_THREADS={{threads}} CCD_JOBS=1 {sys.executable} -m ccdlib job --profile {grid.profile} {asked} "
+TO_LOG = " > {log:q} 2>&1"
+# On a CPU one thread, whatever the machine: a run has the same bits wherever it is trained.
+THREADS = int(config.get("threads", 1))
+
+
+workdir: grid.folder.as_posix()
+
+
+rule all:
+    input:
+        grid.markers(grid.missing()),
+
+
+rule cohort:
+    input:
+        lambda wildcards: grid.markers(grid.needs(wildcards.key)),
+    output:
+        done + "/{key}",
+    wildcard_constraints:
+        key="|".join(grid.cohorts),
+    log:
+        logs + "/{key}.log",
+    threads: THREADS
+    resources:
+        gpu=1,
+    shell:
+        DO + "{wildcards.key}" + TO_LOG
+
+
+rule notebook:
+    input:
+        lambda wildcards: grid.markers(grid.needs(wildcards.stem)),
+    output:
+        done + "/{stem}-{fingerprint}",
+    wildcard_constraints:
+        stem="|".join(grid.stems),
+        fingerprint="[0-9a-f]{12}",
+    log:
+        logs + "/{stem}-{fingerprint}.log",
+    threads: THREADS
+    resources:
+        gpu=1,
+    shell:
+        DO + "{wildcards.stem}" + TO_LOG
+
+
+rule verdicts:
+    input:
+        grid.markers(grid.needs(PAGE)),
+    output:
+        f"{done}/{PAGE}",
+    log:
+        f"{logs}/{PAGE}.log",
+    shell:
+        DO + PAGE + TO_LOG

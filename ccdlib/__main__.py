@@ -1,0 +1,5 @@
+"""`python -m ccdlib`: the same as `ccd`."""
+
+from ccdlib.cli import main
+
+main()

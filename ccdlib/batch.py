@@ -1,0 +1,383 @@
+"""The batch: what the notebooks of a profile lack, as jobs for an engine (Snakefile), and what became of them.
+
+A job is a cohort of training runs, a notebook, or the verdict page. What is computed lies in the run store and in
+outputs/<profile>/, written whole by the job itself; the engine only sees marker files under outputs/.batch/, so that nothing
+it deletes or forgets was ever computed. What is done is read from the results, never from the times of files.
+"""
+
+import ast
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from ccdlib import paths, verdicts
+from ccdlib.config import RunConfig
+from ccdlib.experiments import cores as every_core
+from ccdlib.experiments import expected_seconds, experiment, grouped
+from ccdlib.notebook import asked_for, run_notebook
+from ccdlib.registry import CcdError, unknown
+from ccdlib.runs import write_whole
+from ccdlib.train import fit_cohort, folder_of
+
+PAGE = "verdicts"  # the job that brings the verdict page up to date
+ELSEWHERE = ("cli", "batch", "verdicts")  # modules on which no result depends
+
+
+def stems_of(profile):
+    """The notebooks that have a profile, in their order."""
+    if profile == "smoke":
+        return tuple(sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")))
+    stems = tuple(sorted(path.stem for path in (paths.PARAMS / profile).glob("*.yaml")))
+    if not stems:
+        raise unknown("profile", profile, ["smoke", *sorted(folder.name for folder in paths.PARAMS.iterdir())])
+    return stems
+
+
+class Grid:
+    """All jobs of some notebooks under one profile: cohorts of runs, shared ones once, then notebooks, then the verdict page.
+
+    stems: of notebooks; none: all that have this profile. Errors: CcdError for unknown names and for runs that cannot be
+    trained, before anything starts.
+    """
+
+    def __init__(self, profile="smoke", stems=()):
+        self.profile, self.stems = profile, tuple(stems) or stems_of(profile)
+        self.folder = paths.outputs() / ".batch" / profile
+        self.asked = {stem: asked_for(stem, profile) for stem in self.stems}
+        plans = {stem: experiment(stem, values) for stem, (_, values) in self.asked.items()}
+        for plan in plans.values():
+            plan.check()
+        self.runs = {stem: [folder for _, folder in plan.runs.values()] for stem, plan in plans.items()}
+        every = {folder.path.name: folder for folders in self.runs.values() for folder in folders}
+        cohorts = grouped(every.values(), lambda folder: folder.config.cohort)
+        self.cohorts = {_key(folders): folders for folders in cohorts}
+        self.cohort_of = {folder.path.name: key for key, folders in self.cohorts.items() for folder in folders}
+
+    # -- what is there
+
+    def missing_cohorts(self, folders=None):
+        """The keys of the cohorts to which an unfinished run belongs, of all runs or of those in `folders`."""
+        every = (folder for cohort in self.cohorts.values() for folder in cohort)
+        wanted = {self.cohort_of[folder.path.name] for folder in _unfinished(every if folders is None else folders)}
+        return [key for key in self.cohorts if key in wanted]
+
+    def notebook_done(self, stem):
+        """Whether the notebook was executed with these parameters, code cells, ccdlib sources and runs, and is there."""
+        target = paths.outputs() / self.profile / stem
+        there = (target / "results.json").exists() and target.with_suffix(".ipynb").exists()
+        return there and self.marker(stem).exists() and not self.missing_cohorts(self.runs[stem])
+
+    def missing_notebooks(self):
+        """The stems whose notebook is still to be executed."""
+        return [stem for stem in self.stems if not self.notebook_done(stem)]
+
+    def missing(self):
+        """The names of all jobs that are still to be done, in an order in which they can be."""
+        notebooks = self.missing_notebooks()
+        page = self.profile != "smoke" and (notebooks or verdicts.outdated())
+        return [*self.missing_cohorts(), *notebooks, *([PAGE] if page else [])]
+
+    # -- what needs what
+
+    def needs(self, job):
+        """The jobs that are still to be done before this one."""
+        if job == PAGE:
+            return self.missing_notebooks()
+        if job in self.runs:
+            return self.missing_cohorts(self.runs[job])
+        teachers = [folder.config.teacher for folder in self.cohorts[job]]
+        return self.missing_cohorts([folder_of(teacher) for teacher in teachers if isinstance(teacher, RunConfig)])
+
+    def do(self, job):
+        """Do a job here; what is finished of it is found."""
+        if job == PAGE:
+            verdicts.write()
+        elif job in self.runs:
+            run_notebook(job, self.profile)
+        elif job in self.cohorts:
+            missing = _unfinished(self.cohorts[job])
+            if missing:
+                fit_cohort([folder.config for folder in missing], show="run")
+        else:
+            raise unknown("job", job, [*self.cohorts, *self.stems, PAGE])
+
+    # -- files of the engine
+
+    def marker(self, job):
+        """The file that says that a job was done; a notebook's is named after what it was made from, too."""
+        return self.folder / "done" / (f"{job}-{self.fingerprint(job)}" if job in self.runs else job)
+
+    def markers(self, jobs):
+        """The marker files of jobs, as text."""
+        return [self.marker(job).as_posix() for job in jobs]
+
+    def log(self, job):
+        """The file with what a job prints."""
+        return self.folder / "logs" / f"{self.marker(job).name}.log"
+
+    def failed(self, job):
+        """The file that says that a job failed when it was last tried."""
+        return self.folder / "failed" / job
+
+    def about(self, job):
+        """A job in words."""
+        if job not in self.cohorts:
+            return "the verdict page" if job == PAGE else job
+        first, n = self.cohorts[job][0].config, len(self.cohorts[job])
+        methods = ", ".join(dict.fromkeys(folder.config.method for folder in self.cohorts[job]))
+        more = f" ({n} runs)" if n > 1 else ""
+        return f"{methods}: {first.model}, views {first.views}, seed {first.seed}{more}"
+
+    @lru_cache  # noqa: B019 (a grid lives as long as its process)
+    def fingerprint(self, stem):
+        """A hash of what a notebook's results depend on: parameters, code cells, the library's code, the runs."""
+        path, values = self.asked[stem]
+        cells = json.loads(path.read_text())["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        return _digest([values, code, library_hash(), sorted(folder.path.name for folder in self.runs[stem])])
+
+    def forget(self):
+        """Remove the markers of what is not done any more, such as runs that were deleted since; a result is never touched."""
+        files = list((self.folder / "done").glob("*"))  # before looking at what is done: a job may be writing one
+        keep = {self.marker(stem) for stem in self.stems if self.notebook_done(stem)}
+        keep |= {self.marker(key) for key in self.cohorts if not _unfinished(self.cohorts[key])}
+        ours = {*self.cohorts, PAGE}
+        for file in files:
+            stem = file.name.rpartition("-")[0]
+            if file not in keep and (file.name in ours or stem in self.runs):
+                file.unlink(missing_ok=True)
+
+
+def _unfinished(folders):
+    return [folder for folder in folders if not folder.finished]
+
+
+def _key(folders):
+    """A name for a cohort: a method, and a hash of all of its runs."""
+    return f"{folders[0].config.method}-{_digest(sorted(folder.path.name for folder in folders))}"
+
+
+def _digest(facts):
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@lru_cache
+def library_hash():
+    """A hash of the code that a notebook runs: all modules but the doors to them, without comments and docstrings."""
+    files = sorted(path for path in Path(__file__).parent.rglob("*.py") if path.stem not in ELSEWHERE)
+    return _digest([[path.name, _code(path)] for path in files])
+
+
+def _code(path):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            del node.body[0]
+    return ast.dump(tree)
+
+
+# ---------------------------------------------------------------- one job, in a process of its own
+
+
+def work(grid, job):
+    """Do a job as the engine asks for it: alone of its name, on a GPU of its own, its marker written when it is done."""
+    with _alone(grid, job):
+        grid.failed(job).unlink(missing_ok=True)
+        try:
+            grid.do(job)
+        except BaseException:
+            with suppress(CcdError):  # a full disk, say
+                write_whole(grid.failed(job), "")
+            raise
+        for old in (grid.folder / "done").glob(f"{job}-*") if job in grid.runs else ():
+            old.unlink()
+        write_whole(grid.marker(job), "")
+
+
+def _lock(grid, job):
+    return FileLock(grid.folder / "locks" / f"{job}.lock")
+
+
+@contextmanager
+def _alone(grid, job):
+    """Wait until no other process does this job: an engine that was killed may have left one behind."""
+    lock = _lock(grid, job)
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    with lock:
+        yield
+
+
+@contextmanager
+def gpu_slot(every=1.0):
+    """Hold a GPU of this machine that no other job holds, as the only one that this process sees; without GPUs, nothing.
+
+    To be entered before CUDA is looked at. The lock ends with the process, however it ends. every: seconds between attempts.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [str(k) for k in range(torch.cuda.device_count())] if named is None else list(filter(None, named.split(",")))
+    folder = Path(tempfile.gettempdir()) / f"ccdlib-gpus-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    with ExitStack() as held:
+        while gpus:
+            for gpu in gpus:
+                with_lock = FileLock(folder / f"{gpu}.lock")
+                try:
+                    held.enter_context(with_lock.acquire(timeout=0))
+                except Timeout:
+                    continue
+                os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+                yield gpu
+                return
+            time.sleep(every)
+        yield None
+
+
+# ---------------------------------------------------------------- all of them, by the engine
+
+
+def summary(grid, seconds=None):
+    """What is there and what is missing, as text. seconds: {job: expected}, or None where they are not wanted."""
+    cohorts, notebooks = grid.missing_cohorts(), grid.missing_notebooks()
+    runs = sum(len(folders) for folders in grid.cohorts.values())
+    missing = sum(len(_unfinished(grid.cohorts[key])) for key in cohorts)
+    lines = [
+        f"profile {grid.profile}: notebooks {' '.join(grid.stems)}",
+        f"  runs       {runs - missing} done, {missing} missing{f' (in {len(cohorts)} cohorts)' if missing else ''}",
+        f"  notebooks  {len(grid.stems) - len(notebooks)} done, {len(notebooks)} missing  {' '.join(notebooks)}".rstrip(),
+    ]
+    if PAGE in grid.missing():
+        lines.append("  verdict page to be brought up to date")
+    if not grid.missing():
+        return "\n".join([*lines, "nothing to do"])
+    if seconds:
+        lines.append(f"  about {_duration(sum(seconds.values()))} of training, one cohort at a time")
+    return "\n".join(lines)
+
+
+def expected(grid):
+    """{cohort to be trained: seconds that it takes here}, from a few timed steps of each kind."""
+    configs = [[folder.config for folder in _unfinished(grid.cohorts[key])] for key in grid.missing_cohorts()]
+    flat = iter(expected_seconds([config for cohort in configs for config in cohort]))
+    return {key: sum(next(flat) for _ in cohort) for key, cohort in zip(grid.missing_cohorts(), configs, strict=True)}
+
+
+def run(grid, cores=None, gpus=None, slurm=False, seconds=None, poll=1.0, say=print):
+    """Run the engine until nothing more can be done; returns whether all is done.
+
+    cores: CPU cores to use (None: all), gpus: GPUs to use (None: all): one job a GPU, or a core where there are none. slurm:
+    submit the jobs by profiles/slurm instead. seconds: see expected(). A second batch of the same profile is refused.
+    """
+    grid.forget()
+    jobs = grid.missing()
+    if not jobs:
+        return True
+    lock = _lock(grid, "batch")
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CcdError(f"a batch of {grid.profile} is running already; its log is {grid.folder / 'engine.log'}") from None
+    with lock, open(grid.folder / "engine.log", "ab") as log:
+        watch = Watch(grid, jobs, seconds or {}, say)
+        process = subprocess.Popen(_engine(grid, cores, gpus, slurm), stdout=log, stderr=log, cwd=grid.folder)
+        try:
+            while process.poll() is None:
+                time.sleep(poll)
+                watch.look()
+        except KeyboardInterrupt:
+            process.wait()  # it was interrupted, too
+        return watch.end()
+
+
+def _engine(grid, cores, gpus, slurm):
+    """The command that starts Snakemake; most of its options are in profiles/."""
+    cores = cores or every_core()
+    gpus = torch.cuda.device_count() if gpus is None else gpus
+    profile, given = ("slurm", {}) if slurm else ("default", {"threads": max(1, cores // gpus) if gpus else 1})
+    given |= {"profile": grid.profile, "notebooks": " ".join(grid.stems)}
+    return [
+        *(sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile")),
+        *("--workflow-profile", str(paths.ROOT / "profiles" / profile)),
+        *("--config", *(f"{name}={value}" for name, value in given.items())),
+        *(() if slurm else ("--cores", str(cores), "--resources", f"gpu={gpus}")),
+    ]
+
+
+class Watch:
+    """Says what became of the jobs of a batch, from the files that they leave."""
+
+    def __init__(self, grid, jobs, seconds, say):
+        self.grid, self.jobs, self.seconds, self.say = grid, jobs, seconds, say
+        self.began, self.states = time.time(), {}
+
+    def state(self, job):
+        """done, running, failed or waiting."""
+        grid = self.grid
+        if grid.marker(job).exists():
+            return "done"
+        try:
+            with _lock(grid, job).acquire(timeout=0):
+                if grid.marker(job).exists():
+                    return "done"
+        except Timeout:
+            return "running"
+        failed = grid.failed(job)
+        return "failed" if failed.exists() and failed.stat().st_mtime >= self.began - 1 else "waiting"
+
+    def look(self):
+        """Say what has changed since the last look, a line a job."""
+        before, self.states = self.states, {job: self.state(job) for job in self.jobs}
+        for job, state in self.states.items():
+            if state in ("done", "failed") and before.get(job) != state:
+                self.say(f"{time.strftime('%H:%M:%S')}  {state:6}  {self.grid.about(job):50}  {self._progress()}")
+
+    def _progress(self):
+        counts = {state: list(self.states.values()).count(state) for state in ("done", "running", "failed")}
+        said = ", ".join(f"{n} {state}" for state, n in counts.items() if n or state == "done")
+        left = self._left()
+        return f"[{said} of {len(self.jobs)}{'' if left is None else f'; about {_duration(left)} to go'}]"
+
+    def _left(self):
+        """Seconds until all is trained, at the pace so far; None where nothing is known."""
+        done = sum(self.seconds.get(job, 0) for job, state in self.states.items() if state == "done")
+        to_go = sum(self.seconds.get(job, 0) for job, state in self.states.items() if state in ("running", "waiting"))
+        return to_go * (time.time() - self.began) / done if done else None
+
+    def end(self):
+        """Say what failed, with its last lines, and what was not begun because of it; returns whether all is done."""
+        self.look()
+        of = {state: [] for state in ("done", "failed", "running", "waiting")}
+        for job, state in self.states.items():
+            begun = self.grid.log(job).exists() and self.grid.log(job).stat().st_mtime >= self.began
+            of["failed" if state == "waiting" and begun else state].append(job)  # killed: nobody was left to say so
+        self.say(f"{len(of['done'])} of {len(self.jobs)} jobs done in {_duration(time.time() - self.began)}")
+        for job in of["failed"]:
+            log = self.grid.log(job)
+            last = log.read_text(errors="replace").splitlines()[-6:] or ["(killed without a word)"]
+            self.say(f"failed: {self.grid.about(job)}; all it said is in {paths.shown(log)}")
+            self.say("\n".join(f"    {line}" for line in last))
+        for job in of["waiting"]:
+            self.say(f"not begun: {self.grid.about(job)}")
+        for job in of["running"]:
+            self.say(f"still running, left behind by an engine that was stopped: {self.grid.about(job)}")
+        if len(of["done"]) == len(self.jobs):
+            return True
+        if not of["done"] and not of["failed"]:
+            self.say(f"The engine did not get to work; all it said is in {paths.shown(self.grid.folder / 'engine.log')}")
+        self.say("The same command goes on from here; what is finished is kept.")
+        return False
+
+
+def _duration(seconds):
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"
