@@ -162,8 +162,9 @@ def lines_of_code(path):
 
 
 def test_the_library_stays_small():
-    # About 3,000 for the kit itself, 600 for the ten compared methods, their heads and what they cost, 150 for cohorts, 250 for batches.
-    assert sum(map(lines_of_code, (ROOT / "ccdlib").rglob("*.py"))) < 4000
+    # About 3,000 for the kit itself, 600 for the ten compared methods, their heads and what they cost, 150 for cohorts, 300 for
+    # batches.
+    assert sum(map(lines_of_code, (ROOT / "ccdlib").rglob("*.py"))) < 4050
 
 
 def test_every_shaping_module_is_hashed():
