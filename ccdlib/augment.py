@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
 from ccdlib.registry import CcdError, Registry, unknown
 
@@ -244,6 +244,30 @@ def apply_op(images, name, level, sign=1):
     return op.function(images, sign * magnitude if op.signed else magnitude)
 
 
+def pillow_op(image, name, level, sign=1):
+    """apply_op on one Pillow image, by Pillow itself: for images of many sizes, of which no tables can be kept."""
+    op = OPS[name]
+    _check_level(name, level)
+    magnitude = op.magnitude(level) if not op.signed else sign * op.magnitude(level)
+    if name in _MOVES:
+        matrix, how = _MOVES[name](magnitude, *image.size)
+        grey = (GREY,) * len(image.getbands())
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, how, fillcolor=grey if len(grey) > 1 else GREY)
+    if name == "rotate":
+        return image.rotate(magnitude, Image.Resampling.NEAREST, fillcolor=(GREY,) * 3 if image.mode == "RGB" else GREY)
+    if hasattr(ImageEnhance, name.title()):
+        return getattr(ImageEnhance, name.title())(image).enhance(1 + magnitude)
+    return getattr(ImageOps, name)(image, *(() if magnitude is None else (magnitude,)))
+
+
+_MOVES = {  # (magnitude, width, height) -> affine matrix and resampling
+    "shearX": lambda m, w, h: ((1, m, 0, 0, 1, 0), Image.Resampling.BICUBIC),
+    "shearY": lambda m, w, h: ((1, 0, 0, m, 1, 0), Image.Resampling.BICUBIC),
+    "translateX": lambda m, w, h: ((1, 0, m * w, 0, 1, 0), Image.Resampling.NEAREST),
+    "translateY": lambda m, w, h: ((1, 0, 0, 0, 1, m * h), Image.Resampling.NEAREST),
+}
+
+
 def _check_level(name, level):
     if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < LEVELS:
         raise CcdError(f"level {level!r} of op {name!r}: allowed are the whole numbers 0 to {LEVELS - 1}")
@@ -328,6 +352,13 @@ class Policy:
                 if len(rows):
                     out.index_copy_(0, rows, apply_op(out.index_select(0, rows), name, level, sign or 1))
         return out
+
+    def apply_to(self, image, draws):
+        """The augmented copy of one Pillow image of any size, RGB or grey, by draws of one image: the pixels of apply."""
+        for k, (name, level) in enumerate(self.steps):
+            if level is not None and draws.fires[0, k] and not OPS[name].is_identity(level, len(image.getbands())):
+                image = pillow_op(image, name, level, int(draws.signs[0, k]))
+        return image
 
     def with_p(self, p):
         """The same steps at another probability."""

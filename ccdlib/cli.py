@@ -91,6 +91,57 @@ def batch(notebooks, profile, cores, gpus, slurm, dry_run, no_expectation):
         sys.exit(1)
 
 
+@cli.command(
+    epilog="Examples: ccd fit student.yaml --processes 8   and on each of two machines: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
+    "torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m ccdlib fit "
+    "student.yaml",
+    short_help="Train the runs that a file describes.",
+)
+@click.option("--processes", type=click.IntRange(1), help="Processes of this machine that train a run together.")
+@click.option("--show", default="auto", show_default=True, help="epochs, run, bar, none or auto.")
+@click.option("--repair", is_flag=True, help="Train damaged runs again (their folders are kept under another name).")
+@click.argument("file", type=click.Path())
+def fit(file, processes, show, repair):
+    """Train what FILE describes, or find it trained: a RunConfig as YAML or JSON (its teacher within it), or a list of them.
+
+    With several processes, a GPU each, every one sees its part of each step's images; started by torchrun, this process is one
+    of a group, on one machine or many that share the outputs folder. Exit status: 0, 1 when the training failed, 2 for a
+    mistake in the file.
+    """
+    from contextlib import nullcontext
+
+    from ccdlib import group
+    from ccdlib.experiments import cohorts_of
+    from ccdlib.train import fit_cohort
+
+    if group.given_up():
+        return
+    configs = _read_configs(file, processes)
+    with group.joined() if group.started_by_torchrun() else nullcontext():
+        for cohort in cohorts_of(configs):
+            for result in fit_cohort(cohort, show=show, repair=repair or None):
+                if group.rank() == 0 and show != "none":
+                    click.echo(f"{result.accuracy:.2f} %  {result.folder}")
+
+
+def _read_configs(file, processes):
+    """The RunConfigs of a file."""
+    from pathlib import Path
+
+    import yaml
+
+    from ccdlib.config import RunConfig
+
+    try:
+        asked = yaml.safe_load(Path(file).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise CcdError(f"{file} cannot be read as YAML or JSON ({error}); write the fields of a RunConfig") from error
+    asked = asked if isinstance(asked, list) else [asked]
+    if not asked or not all(isinstance(one, dict) for one in asked):
+        raise CcdError(f"{file} describes no run; write the fields of a RunConfig, `name: value` a line, or a list of such")
+    return [RunConfig(**one | ({"processes": processes} if processes else {})) for one in asked]
+
+
 @cli.command(hidden=True)
 @click.option("--profile", default="smoke")
 @click.option("--notebook", "notebooks", multiple=True)

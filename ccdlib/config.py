@@ -17,12 +17,18 @@ VIEWS = {"raw": 1, "none": 1, "base": 2, "rotation": 4} | dict.fromkeys(TWINNED,
 # What the runs of a cohort may differ in; draws count by their seed.
 OWN = {"model", "method", "settings", "seed", "draws", "lr", "weight_decay", "momentum", "milestones", "eval_every"}
 
+IMAGENET = {"milestones": (0.3, 0.6, 0.9), "accumulate": 2, "clip": 20.0}
+
 # The methods of the papers at their settings (methods.md, section 4), and a small one for minutes on a CPU.
 RECIPES = Registry("recipe")
 RECIPES |= {
     "small": {"lr": 0.05, "weight_decay": 5e-4, "batch": 25, "epochs": 30},
     "small_teacher": {"lr": 0.05, "weight_decay": 5e-4, "batch": 25, "epochs": 50},
     "paper": {"lr": 0.1, "weight_decay": 1e-4, "batch": 128, "epochs": 240},
+    # ImageNet: 768 images are 1,536 inputs, over two accumulation steps; and the same in the small.
+    "imagenet": IMAGENET | {"lr": 0.1, "weight_decay": 1e-4, "batch": 768, "epochs": 200},
+    "imagenet_small": IMAGENET | {"lr": 0.05, "weight_decay": 5e-4, "batch": 24, "epochs": 4},
+    "imagenet_small_teacher": {"lr": 0.05, "weight_decay": 5e-4, "batch": 24, "epochs": 6},
     "paper_teacher": {"lr": 0.1, "weight_decay": 5e-4, "batch": 128, "epochs": 240},
     # SSKD's and HSAKD's own: half the images a step, because each is seen at four rotations.
     "small_rotating": {"lr": 0.025, "weight_decay": 5e-4, "batch": 13, "epochs": 30},
@@ -71,14 +77,17 @@ def _readable(kind, errors):
 
 
 class Checkpoint(Strict):
-    """Weights from a file instead of a run of this store: a .safetensors of `model`, as a run of this kit writes it.
+    """Weights from a file instead of a run of this store.
 
-    heads, method: the file of trained heads (heads.safetensors of a run) and the method that trained them, for a student's
-    method that needs them.
+    file: a .safetensors of `model`, as a run of this kit writes it; a .pth that torchvision wrote; or "torchvision:NAME", its
+    pretrained weights of that name ("torchvision:IMAGENET1K_V1"), downloaded once. accuracy: what the network must reach on
+    the student's test set (percent, within half a point), measured before the student's training starts. heads, method: the
+    file of trained heads (heads.safetensors of a run) and the method that trained them, for a student's method that needs them.
     """
 
     model: str
     file: str
+    accuracy: Annotated[float, Field(ge=0, le=100)] | None = None
     heads: str | None = None
     method: str = "ce"
 
@@ -99,7 +108,11 @@ class RunConfig(Strict):
     another: runs with different seeds and equal draws differ in nothing but their weights, and can share a teacher's answers.
     batch: images a step (each with all its views). milestones: fractions of the epochs after which lr is divided by ten.
     flip: overrides the data set's own base flip. eval_every: epochs between test evaluations (the last is always one).
-    device: "auto", "cpu" or "cuda"; it does not name the run, every other field does.
+    jda: whether the augmentation comes "before crop", on whole images, as the papers have it, or "after crop", which is
+    faster where images are large. accumulate: passes over which a step's images are spread, each with batch norms of its
+    own. clip: the norm to which a step's gradient is cut (None: not).
+    processes: how many train the run together (see group.py), a GPU each, or a part of the CPU.
+    device: "auto", "cpu" or "cuda". Device and processes do not name the run, every other field does.
     Errors: CcdError (a ValueError), saying what was given and what is allowed.
     """
 
@@ -126,6 +139,10 @@ class RunConfig(Strict):
     momentum: Rate = 0.9
     milestones: tuple[Rate, ...] = (0.625, 0.75, 0.875)
     eval_every: Count = 1
+    jda: Literal["before crop", "after crop"] = "before crop"
+    accumulate: Count = 1
+    clip: Positive | None = None
+    processes: Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="after")
@@ -152,7 +169,27 @@ class RunConfig(Strict):
             )
         self._check_views_of_method(METHODS[self.method])
         self._check_teacher(METHODS[self.method])
+        self._check_parts(METHODS[self.method])
         return self
+
+    def _check_parts(self, method):
+        parts = self.accumulate * self.processes
+        if parts == 1:
+            return
+        if not method.by_image(self.settings):
+            allowed = [name for name, row in METHODS.items() if row.by_image({})]
+            raise CcdError(
+                f"accumulate = {self.accumulate}, processes = {self.processes}: method {self.method!r} with settings "
+                f"{self.settings} compares the images of a batch with each other, or trains heads, and cannot see it in parts. "
+                f"Allowed methods: {', '.join(allowed)} (ccd with a weight that is each image's own); or give 1 and 1"
+            )
+        if self.batch < 4 * parts:
+            raise CcdError(
+                f"batch = {self.batch} with accumulate {self.accumulate} and {self.processes} processes: allowed are batches "
+                f"from {4 * parts} images, so that no part of a step is nearly empty"
+            )
+        if self.candidates > 1:
+            raise CcdError(f"views {self.views!r} choose among all images of a step, which cannot be in parts; use cutmix")
 
     def _check_views_of_method(self, method):
         if method.rotates and self.views == "rotation":

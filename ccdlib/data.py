@@ -60,6 +60,24 @@ class Data:
         """1 (grey) or 3 (RGB)."""
         return self.train_images.shape[1]
 
+    @property
+    def shape(self):
+        """(C, H, W) of an image."""
+        return tuple(self.train_images.shape[1:])
+
+    def few(self, n):
+        """The same data with its first n training images, for a look or a timing."""
+        return replace(self, train_images=self.train_images[:n], train_labels=self.train_labels[:n])
+
+    def tests(self, rows):
+        """Test images (n, C, H, W) uint8 of the given rows."""
+        return self.test_images[rows]
+
+    def in_parts(self, rows, size):
+        """(images, labels) of the test rows, here all at once."""
+        rows = rows.to(self.test_labels.device)
+        yield self.test_images[rows], self.test_labels[rows]
+
     def examples(self, n):
         """Rows of the test set: the first image of each of the first n classes that it has, fewer where there are fewer."""
         return [int((self.test_labels == c).nonzero()[0]) for c in self.test_labels.unique()[:n]]
@@ -115,13 +133,17 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """One row of DATASETS: a loader of arrays and class names, and the base crop, flip and statistics its images want."""
+    """One row of DATASETS: a loader of arrays and class names, and the base crop, flip and statistics its images want.
+
+    in_files: the loader gives a files.Images instead, whose images are decoded while a network trains.
+    """
 
     load: Callable
     takes_path: bool = False
     flip: bool = True
     statistics: tuple | None = None  # (mean, std) where the literature fixes them
     sizes: "Sizes | None" = None  # where they are known without the images
+    in_files: bool = False
 
 
 def load_data(name, *, side=32, n_train=None, seed=0, device="cpu"):
@@ -130,10 +152,12 @@ def load_data(name, *, side=32, n_train=None, seed=0, device="cpu"):
     name: "digits" (1,797 real 8 x 8 scans that scikit-learn ships, as 16 x 16; 1,000 train, 797 test), "cifar10",
     "cifar100" (downloaded once by torchvision), "npz:PATH" (arrays train_images, train_labels, test_images, test_labels;
     images uint8 NHWC or NHW; optional label_names), "folder:PATH" (train/ and val/ with one folder a class, resized to
-    side x side). n_train, seed: a stratified training subset, see Data.subset. Errors: CcdError.
+    side x side and kept in memory), "imagenet:PATH" (such a folder as a files.Images: decoded and cropped to side x side while
+    a network trains), "photos" (a small one of that kind, made of three photographs). n_train, seed: a stratified training
+    subset, see Data.subset. Errors: CcdError.
     """
-    _, path = source_of(name)
-    data = _load(name, side, _stamp(path))
+    source, path = source_of(name)
+    data = _load(name, side, _stamp(path, source.in_files))
     if n_train is not None:
         data = data.subset(n_train, seed)
     return data.to(device)
@@ -157,19 +181,25 @@ def sizes_of(name):
     return Sizes(data.classes, data.channels, len(data.train_labels))
 
 
-def _stamp(path):
-    """Changes when the file does, so that a data set kept in memory is not an old one."""
+# What a plan counts with where imagenet:PATH is on another machine.
+IMAGENET = Sizes(1000, 3, 1_281_167)
+
+
+def _stamp(path, folders_only=False):
+    """Changes when the file does, so that a data set kept in memory is not an old one. folders_only: files are too many."""
     if path is None:
         return None
     if not path.exists():
         raise CcdError(f"there is no {path}; give an existing file (npz:PATH) or folder (folder:PATH)")
-    files = [path, *sorted(path.rglob("*"))] if path.is_dir() else [path]
+    files = [path, *sorted(path.glob("*/*") if folders_only else path.rglob("*"))] if path.is_dir() else [path]
     return hash(tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
 
 @lru_cache(maxsize=4)
 def _load(name, side, stamp):
     source, path = source_of(name)
+    if source.in_files:
+        return source.load(name, path, side)
     arrays, class_names = source.load(path, side) if source.takes_path else source.load()
     tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
     mean, std = source.statistics or _statistics(tensors["train_images"])
@@ -328,6 +358,18 @@ def _cifar(name):
     return load
 
 
+def _imagenet(name, path, side):
+    from ccdlib.files import image_folder
+
+    return image_folder(name, path, side)
+
+
+def _photos(name, _, side):
+    from ccdlib.files import image_folder, photos
+
+    return image_folder(name, photos(paths.downloads() / "photos"), side)
+
+
 def _folder(path, side):
     from ccdlib.vision import torchvision
 
@@ -374,4 +416,6 @@ DATASETS.update(
     ),
     npz=Source(_npz, takes_path=True),
     folder=Source(_folder, takes_path=True),
+    imagenet=Source(_imagenet, takes_path=True, in_files=True),
+    photos=Source(_photos, in_files=True),
 )

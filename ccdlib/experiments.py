@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
+from functools import cache
 from math import log2
 from statistics import median
 
@@ -17,6 +18,7 @@ from loky import ProcessPoolExecutor
 from ccdlib.augment import policy_named
 from ccdlib.config import RECIPES, RunConfig, teacher_of_method
 from ccdlib.data import sizes_of
+from ccdlib.group import launch
 from ccdlib.methods import METHODS
 from ccdlib.registry import CcdError, Registry, unknown
 from ccdlib.runs import best_device
@@ -184,8 +186,11 @@ def side_by_side(cohorts):
     """
     missing = [[config for config in cohort if not folder_of(config).finished] for cohort in cohorts]
     missing = [cohort for cohort in missing if cohort]
-    pool = None
-    if jobs() == 1 or not missing:
+    pool, together = None, [config for cohort in missing for config in cohort]
+    if any(config.processes > 1 for config in together):  # one group of processes for all: they take seconds to start
+        once = cache(lambda: launch([config for needed in together for config in _with_teachers(needed)], "none"))
+        begun = [(together, once)]
+    elif jobs() == 1 or not missing:
         begun = [(cohort, lambda cohort=cohort: _fit(cohort)) for cohort in missing]
     else:
         # Workers that wait for a minute end by themselves, also when this process was killed.

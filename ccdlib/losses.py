@@ -13,6 +13,8 @@ from ccdlib.registry import CcdError, Registry
 LOSSES = Registry("loss")
 WEIGHTS = Registry("weight")
 HARD_LABELS = {"dkd"}  # losses that ask which class is the right one
+BY_IMAGE = {"ce", "kd", "ccd", "at", "dkd", "kd_std"}  # losses that are means over inputs, or over pairs of views
+OWN_WEIGHTS = {"cosine", "none", "probabilities", "centred"}  # weights of ccd that ask nothing of the other images
 FEATURES = ("map", "pooled")
 
 

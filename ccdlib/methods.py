@@ -16,7 +16,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from ccdlib.augment import rotations
-from ccdlib.losses import FEATURES, HARD_LABELS, LOSSES, WEIGHTS, ce, full, kd, kl_rows, same_size, shapes
+from ccdlib.losses import (
+    BY_IMAGE,
+    FEATURES,
+    HARD_LABELS,
+    LOSSES,
+    OWN_WEIGHTS,
+    WEIGHTS,
+    ce,
+    full,
+    kd,
+    kl_rows,
+    same_size,
+    shapes,
+)
 from ccdlib.models import Backbone, initialise
 from ccdlib.registry import CcdError, Registry, unknown
 from ccdlib.streams import stream
@@ -33,6 +46,8 @@ class Batch(NamedTuple):
     images: torch.Tensor  # (B,) rows of the training set, on the CPU
     sizes: tuple[int, ...]  # how many inputs each view has; the first, the originals, has N
     step: tuple[int, int] = (0, 0)  # epoch and step in it, for random numbers
+    of: tuple[int, int] = (0, 1)  # which pass of how many this is, where the images of a step are spread over several
+    weight: float = 1.0  # how much its loss counts in the step
 
     def turned(self):
         """The batch of a method that rotates: all inputs at 0, then at 90, 180 and 270 degrees; labels and images stay."""
@@ -74,6 +89,11 @@ class Method(nn.Module):
     hard_labels = True
     keeps = False
 
+    @classmethod
+    def by_image(cls, settings):
+        """Whether a batch can be seen in parts: its terms are means over inputs or pairs of views, and it has no heads."""
+        return False
+
     def __init__(self, given):
         super().__init__()
         # In a tuple, so that the teacher's heads are neither trained, nor put into train mode, nor stored with this method.
@@ -97,6 +117,11 @@ class Method(nn.Module):
 
 class Plain(Method):
     """A row of LOSSES: no heads, no memory."""
+
+    @classmethod
+    def by_image(cls, settings):
+        """Whether its terms are means over inputs or pairs of views."""
+        return cls.name in BY_IMAGE and settings.get("weight", "cosine") in OWN_WEIGHTS
 
     def __init__(self, given, **settings):
         super().__init__(given)

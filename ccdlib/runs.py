@@ -39,8 +39,22 @@ from ccdlib.registry import CcdError
 # tests/test_train.py holds golden numbers of a short training and fails when somebody forgets.
 PROTOCOL = 1
 
+LATER = ("jda", "accumulate", "clip")
+
 # The modules whose code can change a result; their hash is kept with every run.
-SHAPING = ("augment", "config", "data", "losses", "methods", "models/__init__", "models/shufflenet", "streams", "train")
+SHAPING = (
+    "augment",
+    "config",
+    "data",
+    "files",
+    "group",
+    "losses",
+    "methods",
+    "models/__init__",
+    "models/shufflenet",
+    "streams",
+    "train",
+)
 
 
 class DamagedRun(CcdError):
@@ -174,15 +188,19 @@ def identity(config, data_facts, precision):
     data_facts: a function from a configuration to its Data.facts. precision: "float32" (CPU) or "bfloat16" (CUDA autocast).
     """
     # A subset seed shapes nothing when there is no subset; the name of a policy stands for its steps, a path for its content.
-    unused = {"device", "teacher", "data", "side", "ops"} | ({"subset_seed"} if config.n_train is None else set())
+    unused = {"device", "processes", "teacher", "data", "side", "ops"} | ({"subset_seed"} if config.n_train is None else set())
     unused |= {"draws"} if config.draws_seed == config.seed else set()
+    # Fields that came later name a run only where they say something: stored runs keep their names.
+    unused |= {name for name in LATER if getattr(config, name) == type(config).model_fields[name].default}
     facts = config.model_dump(mode="json", exclude=unused) | {"precision": precision}
     if config.policy:
         facts |= {"steps": config.policy.steps, "p": config.policy.p}
     elif config.augmentation:
         facts |= {"augmentation": asdict(config.augmentation)}
     if isinstance(config.teacher, Checkpoint):
-        facts["teacher"] = {"model": config.teacher.model, "sha256": sha256(existing(config.teacher.file))}
+        named = config.teacher.file.startswith("torchvision:")
+        what = {"weights": config.teacher.file} if named else {"sha256": sha256(existing(config.teacher.file))}
+        facts["teacher"] = {"model": config.teacher.model} | what
         if config.teacher.heads:
             facts["teacher"] |= {"method": config.teacher.method, "heads": sha256(existing(config.teacher.heads))}
     elif config.teacher is not None:
@@ -194,7 +212,10 @@ def existing(file):
     """The path of a teacher checkpoint; CcdError when it is not there."""
     path = Path(file).expanduser()
     if not path.is_file():
-        raise CcdError(f"there is no teacher checkpoint {path}; give a .safetensors file, or teacher=RunConfig(...)")
+        raise CcdError(
+            f"there is no teacher checkpoint {path}; give a .safetensors or .pth file, torchvision:NAME, or "
+            "teacher=RunConfig(...)"
+        )
     return path
 
 

@@ -4,11 +4,12 @@ The loop trains a cohort: runs that see the same views and have the same teacher
 cohort of one.
 """
 
+import copy
 import math
 import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ccdlib import group
 from ccdlib.augment import Crops, Mix, crop_and_flip, draw_crops, normalise, rotations
 from ccdlib.config import Checkpoint, RunConfig
 from ccdlib.data import Data, load_data
+from ccdlib.files import Images, check_views, views_of_files
 from ccdlib.methods import METHODS, Batch, Given, Method, make
-from ccdlib.models import Backbone, build, folded
+from ccdlib.models import Backbone, build, folded, pretrained
 from ccdlib.registry import CcdError
 from ccdlib.runs import DamagedRun, Folder, best_device, existing, identity, load_weights, provenance
 from ccdlib.streams import stream
@@ -98,31 +101,40 @@ def fit_cohort(configs, show="auto", repair=None):
     _seconds_between_saves()  # a wrong value is refused before the training
     _check_teacher(configs[0], data)
     folders = {folder.path: folder for folder in map(folder_of, configs)}  # each once, however often it is asked for
-    missing = [folder for folder in folders.values() if not folder.ready(repair)]
-    found = folders.keys() - {folder.path for folder in missing}
-    if missing:
-        for folder in missing:
-            _check_fits(folder.config, data)
+    missing = group.from_first(lambda: [path for path, folder in folders.items() if not folder.ready(repair)])
+    found = folders.keys() - set(missing)
+    for path in missing:
+        _check_fits(folders[path].config, data)
+    if missing and configs[0].processes > 1 and group.size() == 1 and not group.started_by_torchrun():
+        group.launch([folders[path].config for path in missing], show, repair)
+    elif missing:
         taught_by = _teacher(configs[0], data, show, repair)
         with ExitStack() as locks:
-            for folder in sorted(missing, key=lambda folder: folder.path):  # in one order: no two processes wait for each other
-                locks.enter_context(folder.lock())
-            found |= {folder.path for folder in missing if folder.ready(repair)}  # another process may have finished it
-            missing = [folder for folder in missing if folder.path not in found]
-            for folder in missing:
-                if folder.finished:
-                    folder.set_aside()
-            if missing:
-                _train(missing, data.to(device), taught_by, device, show, repair)
-    for path in sorted(found) if show == "epochs" else ():
+            still = group.from_first(lambda: _locked([folders[path] for path in missing], locks, repair))
+            found |= set(missing) - set(still)  # another process may have finished them
+            if still:
+                _train([folders[path] for path in still], data.to(device), taught_by, device, show, repair)
+            group.wait()
+    for path in sorted(found) if show == "epochs" and group.rank() == 0 else ():
         for row in folders[path].curves():
             print(_line(folders[path].config, row))
     return [_result(config, folder_of(config), data, show) for config in configs]
 
 
+def _locked(folders, locks, repair):
+    """Hold the folders of runs; the paths of those that are still to be trained."""
+    for folder in sorted(folders, key=lambda folder: folder.path):  # in one order: no two processes wait for each other
+        locks.enter_context(folder.lock())
+    missing = [folder for folder in folders if not folder.ready(repair)]
+    for folder in missing:
+        if folder.finished:
+            folder.set_aside()
+    return [folder.path for folder in missing]
+
+
 def _result(config, folder, data, show):
     metrics = folder.metrics
-    if show == "run":
+    if show == "run" and group.rank() == 0:
         print(f"{config.model}, {config.method}, views {config.views}, seed {config.seed}: {metrics['accuracy']:.1f} %")
     return Result(
         config, metrics["accuracy"], metrics["best_on_test"], folder.curves(), folder.path, metrics, data.classes, data.channels
@@ -170,11 +182,12 @@ def _shape_of(config):
 def _check_fits(config, data):
     """One image through the network, because some halve small images to nothing, and the heads of the method."""
     network = build(config.model, data.classes, data.channels, config.seed)
+    if isinstance(data, Images):
+        check_views(config)
     try:
-        predict(network, data, data.test_images[:1])
+        predict(network, data, data.tests(torch.arange(1)))
     except RuntimeError as error:
-        shape = tuple(data.test_images.shape[1:])
-        raise CcdError(f"model {config.model!r} cannot take images of shape {shape} ({error}); use larger ones") from error
+        raise CcdError(f"model {config.model!r} cannot take images of shape {data.shape} ({error}); use larger ones") from error
     teacher = config.teacher and build(config.teacher.model, data.classes, data.channels)
     _method(config, data, network, teacher, None)
 
@@ -205,13 +218,39 @@ def _teacher(config, data, show, repair):
     if config.teacher is None:
         return TaughtBy()
     if isinstance(config.teacher, Checkpoint):
-        network = build(config.teacher.model, classes=data.classes, channels=data.channels)
-        network = load_weights(existing(config.teacher.file), network, config.teacher.model).eval()
+        network = _from_checkpoint(config.teacher, data)
         heads = config.teacher.heads and _heads(config.teacher, existing(config.teacher.heads), network, data)
         return TaughtBy(network, heads)
-    taught = config.teacher.model_copy(update={"device": config.device})
+    taught = config.teacher.model_copy(update={"device": config.device, "processes": config.processes})
     result = fit(taught, show="bar" if show == "bar" else "none", repair=repair)
     return TaughtBy(result.model(), result.heads())
+
+
+def _from_checkpoint(teacher, data):
+    """The network of a Checkpoint, in eval mode on the CPU."""
+    network = build(teacher.model, classes=data.classes, channels=data.channels)
+    if not (teacher.file.startswith("torchvision:") or teacher.file.endswith(".pth")):
+        return load_weights(existing(teacher.file), network, teacher.model).eval()
+    named = teacher.file.startswith("torchvision:")
+    state = group.from_first(lambda: pretrained(teacher.model, teacher.file if named else str(existing(teacher.file))))
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise CcdError(f"{teacher.file} does not fit {teacher.model} with {data.classes} classes: {error}") from error
+    return network.eval()
+
+
+def _check_accuracy(teacher, network, data, device):
+    """Raise CcdError where a Checkpoint is not as good as it should be: other images, another order of classes, ..."""
+    if not isinstance(teacher, Checkpoint) or teacher.accuracy is None:
+        return
+    reached = evaluate(copy.deepcopy(network).to(device), data, device)["accuracy"]
+    if abs(reached - teacher.accuracy) > 0.5:
+        raise CcdError(
+            f"the teacher {teacher.file} reaches {reached:.2f} % on the {len(data.test_labels)} test images of {data.name}, "
+            f"and accuracy = {teacher.accuracy:.2f} % was expected. Compare the classes, their order and the images with what "
+            "it was trained on, or give another accuracy"
+        )
 
 
 def _heads(teacher, file, network, data):
@@ -223,8 +262,7 @@ def _heads(teacher, file, network, data):
 
 
 def _given(data, student, teacher=None, heads=None, seed=0):
-    shape = tuple(data.test_images.shape[1:])
-    return Given(student, teacher, heads, shape, data.classes, data.train_labels, seed)
+    return Given(student, teacher, heads, data.shape, data.classes, data.train_labels, seed)
 
 
 def _method(config, data, network, teacher, heads):
@@ -235,6 +273,16 @@ def _method(config, data, network, teacher, heads):
 
 
 BLOCK = 256  # images whose views are made at once; the arrays of more leave the cache
+
+
+class Part(NamedTuple):
+    """What a process sees at once: rows of images (CPU row numbers), of which (epoch, step), which pass of how many the step
+    has, and how much its loss counts there."""
+
+    rows: torch.Tensor
+    step: tuple[int, int]
+    of: tuple[int, int] = (0, 1)
+    weight: float = 1.0
 
 
 class EpochViews:
@@ -248,54 +296,74 @@ class EpochViews:
     def __init__(self, config, data, epoch):
         self.config, self.data = config, data
         n, self.epoch, self.made = len(data.train_labels), epoch, config.augmentation
-        seed = config.draws_seed
-        flip = data.flip if config.flip is None else config.flip
         twins = config.twins * config.candidates if self.made else 0
-        base_views = {"base": 2}.get(config.views, 1 + twins)
+        self.views = {"base": 2}.get(config.views, 1 + twins)
+        rank = torch.randperm(n, generator=stream(config.draws_seed, "share", epoch))
+        self.has_twin = rank < round(config.share * n)  # (n,)
+        self._draw(n, twins)
+
+    def _draw(self, n, twins):
+        config, data, seed = self.config, self.data, self.config.draws_seed
+        flip = data.flip if config.flip is None else config.flip
         if config.views == "raw":
             self.crops = [Crops(torch.full((n, 2), data.pad), torch.zeros(n, dtype=torch.bool))]
         else:
-            self.crops = [draw_crops(n, data.pad, flip, stream(seed, "base", epoch, v)) for v in range(base_views)]
-        generator = stream(seed, "policy", epoch)
+            self.crops = [draw_crops(n, data.pad, flip, stream(seed, "base", self.epoch, v)) for v in range(self.views)]
+        generator = stream(seed, "policy", self.epoch)
         self.draws = [self.made.draw(n, generator) for _ in range(twins)]
-        rank = torch.randperm(n, generator=stream(seed, "share", epoch))
-        self.has_twin = rank < round(config.share * n)  # (n,)
+
+    def parts(self):
+        """[Part] of this process, in their order: a step's images are spread over its passes and the processes of the group."""
+        n, config = len(self.data.train_labels), self.config
+        order = torch.randperm(n, generator=stream(config.draws_seed, "order", self.epoch))
+        parts = []
+        # Steps of nearly equal size: no last batch of one image, on which batch norm fails.
+        for step, rows in enumerate(order.tensor_split(steps_an_epoch(n, config.batch))):
+            for k, shared in enumerate(rows.tensor_split(config.accumulate)):
+                mine = shared.tensor_split(group.size())[group.rank()]
+                weight = 1.0
+                if len(mine) < len(rows):  # its share of the inputs; gradients are averaged over the processes
+                    weight = group.size() * self._inputs(mine) / self._inputs(rows)
+                parts.append(Part(mine, (self.epoch, step), (k, config.accumulate), weight))
+        return parts
+
+    def _inputs(self, rows):
+        """How many inputs these images make, up to a constant factor."""
+        return len(rows) + (self.views - 1) * int(self.has_twin[rows].sum())
 
     def batches(self):
-        """The Batch of every step of the epoch, in its order."""
-        n = len(self.data.train_labels)
-        order = torch.randperm(n, generator=stream(self.config.draws_seed, "order", self.epoch))
-        # Parts of nearly equal size: no last batch of one image, on which batch norm fails.
-        parts = order.tensor_split(steps_an_epoch(n, self.config.batch))
+        """The Batch of every step of the epoch, or of every pass of it, in their order."""
+        parts = self.parts()
         at_once = max(1, BLOCK // self.config.batch)
         for first in range(0, len(parts), at_once):
-            yield from self._made(parts[first : first + at_once], first)
+            yield from self._made(parts[first : first + at_once])
 
     def batch(self, rows, step=0):
         """The Batch of the images in `rows` (CPU row numbers), views first; B is views * len(rows), or fewer where only a
         share of the images has twins."""
-        return next(self._made([rows], step))
+        return next(self._made([Part(rows, (self.epoch, step))]))
 
-    def _made(self, parts, first):
-        """The Batches of the `parts` (rows of images) of an epoch, the first of which is step `first`.
+    def _owners(self, part):
+        """The rows of the images that have each view."""
+        return [part.rows if v == 0 else part.rows[self.has_twin[part.rows]] for v in range(self.views)]
 
-        Crops and ops work on the images of all parts at once, because an op on a few images is all overhead.
-        """
-        owners = [[part if v == 0 else part[self.has_twin[part]] for part in parts] for v in range(len(self.crops))]
+    def _made(self, parts):
+        """The Batches of `parts`. Crops and ops work on the images of all at once, because an op on a few is all overhead."""
+        owners = zip(*map(self._owners, parts), strict=True)
         views = []
         for v, rows in enumerate(owners):
             images, labels = self._view(v, torch.cat(rows))
             sizes = [len(part) for part in rows]
             views.append(zip(rows, images.split(sizes), labels.split(sizes), strict=True))
-        for step, seen in enumerate(zip(*views, strict=True), first):
+        for part, seen in zip(parts, zip(*views, strict=True), strict=True):
             rows, images, labels = zip(*seen, strict=True)
-            yield self._batch(rows, torch.cat(images), torch.cat(labels), step)
+            yield self._batch(rows, torch.cat(images), torch.cat(labels), part)
 
-    def _batch(self, owners, views, labels, step):
+    def _batch(self, owners, views, labels, part):
         if self.config.views == "rotation":
             views, owners, labels = rotations(views), owners * 4, labels.repeat(4)
         inputs = normalise(views, self.data.mean, self.data.std)
-        return Batch(inputs, labels, torch.cat(owners), tuple(map(len, owners)), (self.epoch, step))
+        return Batch(inputs, labels, torch.cat(owners), tuple(map(len, owners)), part.step, part.of, part.weight)
 
     def _view(self, v, rows):
         """View v of the images in `rows`, and its labels: (n,), or (n, classes) of all views where some are mixed."""
@@ -313,9 +381,39 @@ class EpochViews:
 
     def _cropped(self, v, rows):
         images = self.data.train_images.index_select(0, rows.to(self.data.train_images.device))
+        crops, draws = self.crops[v][rows], None
         if v and self.draws and not isinstance(self.made, Mix):
-            images = self.made.apply(images, self.draws[v - 1][rows])
-        return crop_and_flip(images, self.crops[v][rows], self.data.pad)
+            draws = self.draws[v - 1][rows]
+        if draws and self.config.jda == "after crop":
+            return self.made.apply(crop_and_flip(images, crops, self.data.pad), draws)
+        return crop_and_flip(self.made.apply(images, draws) if draws else images, crops, self.data.pad)
+
+
+class FileViews(EpochViews):
+    """The views of one epoch of images that are in files: made by workers, but for what comes after the crop."""
+
+    def _draw(self, n, twins):
+        """Every image has its own streams here; see files.ViewsOfFile."""
+
+    def batches(self):
+        """The Batch of every step of the epoch, or of every pass of it, in their order."""
+        yield from self._made(self.parts())
+
+    def _made(self, parts):
+        data, labels = self.data, self.data.train_labels
+        loader = views_of_files(self.config, data, self.epoch, self.has_twin, self.views, [part.rows for part in parts])
+        for part, by_view in zip(parts, loader, strict=True):
+            owners, images = self._owners(part), []
+            for views, draws in by_view:  # fewer than self.views where none of the images has a twin
+                here = views.to(labels.device, non_blocking=True)
+                images.append(here if draws is None else self.made.apply(here, draws))
+            rows = torch.cat(owners[: len(images)]).to(labels.device)
+            yield self._batch(owners, torch.cat(images), labels[rows], part)
+
+
+def epoch_views(config, data, epoch):
+    """The EpochViews of a data set, in memory or in files."""
+    return (FileViews if isinstance(data, Images) else EpochViews)(config, data, epoch)
 
 
 # ---------------------------------------------------------------- the loop
@@ -326,7 +424,7 @@ class Trainee:
     """All that a training step needs: the student, its teacher, the method between them, the optimiser of what is trained.
 
     teacher: answers only, its batch norms folded into its convolutions. frozen: the network stays as it is and only the
-    method's heads are trained.
+    method's heads are trained. shared: the network as the processes of a group train it together, elsewhere the network.
     """
 
     config: RunConfig
@@ -337,6 +435,7 @@ class Trainee:
     method: Method
     optimiser: torch.optim.Optimizer
     frozen: bool
+    shared: torch.nn.Module
 
     def step(self, batch):
         """One optimiser step on a Batch: (terms, right answers, inputs that count), without waiting for a GPU."""
@@ -346,16 +445,24 @@ class Trainee:
         """Make ready for the steps of an epoch."""
         self.network.train(not self.frozen)
         self.method.train()
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.config.lr_at(epoch)
+        for part in self.optimiser.param_groups:
+            part["lr"] = self.config.lr_at(epoch)
 
     def learn(self, batch, inputs, target):
         """The step itself; inputs: those of the batch as the method turns them, target: the teacher's Output of them."""
-        output = self.answers(self.network, inputs) if self.frozen else self._forward(self.network, inputs)
-        terms = self.method(output, target, batch)
-        self.optimiser.zero_grad(set_to_none=True)
-        sum(terms.values()).backward()
-        self.optimiser.step()
+        first, last = batch.of[0] == 0, batch.of[0] + 1 == batch.of[1]
+        if first:
+            self.optimiser.zero_grad(set_to_none=True)
+        # Gradients are exchanged after the last pass of a step.
+        with nullcontext() if last or group.size() == 1 else self.shared.no_sync():
+            output = self.answers(self.network, inputs) if self.frozen else self._forward(self.shared, inputs)
+            terms = self.method(output, target, batch)
+            loss = sum(terms.values())
+            (loss if batch.weight == 1 else batch.weight * loss).backward()
+        if last:
+            if self.config.clip:
+                torch.nn.utils.clip_grad_norm_(_trained_by(self.optimiser), self.config.clip)
+            self.optimiser.step()
         said, labels = output.logits[: len(batch.labels)].argmax(1), batch.labels
         return terms, (said == (labels if labels.ndim == 1 else labels.argmax(1))).sum(), len(labels)
 
@@ -414,10 +521,17 @@ def prepare(configs, data, device, taught_by):
         optimiser = torch.optim.SGD(
             parameters, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0, fused=True
         )
-        trainees.append(Trainee(config, data, device, network, None if frozen else answering, method, optimiser, frozen))
+        shared = group.in_group(network, device)
+        trainees.append(
+            Trainee(config, data, device, network, None if frozen else answering, method, optimiser, frozen, shared)
+        )
     if heads is not None:
         heads.to(device)
     return trainees
+
+
+def _trained_by(optimiser):
+    return [parameter for part in optimiser.param_groups for parameter in part["params"]]
 
 
 @dataclass
@@ -444,7 +558,8 @@ class Member:
             if not repair:
                 raise
             self.folder.file("resume.pt").rename(self.folder.file("resume.damaged.pt"))
-        self.folder.start()
+        if group.rank() == 0:
+            self.folder.start()
 
     def add(self, row, seconds):
         """Keep the row of an epoch that took so many seconds, with the accuracy on the test set where one is due."""
@@ -456,11 +571,15 @@ class Member:
 
     def save(self):
         """Keep the state after this epoch."""
+        if group.rank():
+            return
         self.folder.save_state(len(self.rows), *self.parts, self.rows)
         self.folder.save_curves(self.rows)
 
     def finish(self):
         """Make it a finished run."""
+        if group.rank():
+            return
         trainee = self.trainee
         metrics = _metrics(self.rows, trainee.data, trainee.device, len(self.rows) - self.found)
         self.folder.finish(trainee.network, trainee.method, self.rows, metrics)
@@ -471,6 +590,8 @@ def _train(folders, data, taught_by, device, show, repair):
     members = [Member(trainee, folder) for trainee, folder in zip(trainees, folders, strict=True)]
     for member in members:
         member.resume(repair)
+    if taught_by.network is not None and not any(member.rows for member in members):
+        _check_accuracy(members[0].trainee.config.teacher, taught_by.network, data, device)
     saved, epochs = time.monotonic(), members[0].trainee.config.epochs
     for epoch in _epochs(members, show):
         # A cohort that was killed while it kept its states goes on from different epochs.
@@ -483,7 +604,7 @@ def _train(folders, data, taught_by, device, show, repair):
                 member.failed = row
                 continue
             member.add(row, seconds)
-            if show == "epochs":
+            if show == "epochs" and group.rank() == 0:
                 print(_line(member.trainee.config, member.rows[-1], len(members) > 1))
         if epoch + 1 < epochs and time.monotonic() - saved >= _seconds_between_saves():
             for member in active:
@@ -522,9 +643,9 @@ def train_epoch(trainees, epoch):
     logs = [Log() for _ in trainees]
     for trainee in trainees:
         trainee.begin(epoch)
-    for batch in EpochViews(trainees[0].config, trainees[0].data, epoch).batches():
+    for batch in epoch_views(trainees[0].config, trainees[0].data, epoch).batches():
         for log, step in zip(logs, steps(trainees, batch), strict=True):
-            log.add(*step)
+            log.add(*step, batch)
     return [_row(trainee, log, epoch) for trainee, log in zip(trainees, logs, strict=True)]
 
 
@@ -537,10 +658,11 @@ class Log:
     correct: int = 0
     seen: int = 0
 
-    def add(self, terms, correct, seen):
-        """Keep what a step returned."""
+    def add(self, terms, correct, seen, batch):
+        """Keep what a step, or a pass of one, returned."""
         self.names = tuple(terms)
-        self.history.append(torch.stack([term.detach() for term in terms.values()]))
+        values = torch.stack([term.detach() for term in terms.values()])
+        self.history.append(values if batch.weight == 1 else batch.weight * batch.of[1] * values)
         self.correct, self.seen = self.correct + correct, self.seen + seen
 
 
@@ -549,7 +671,10 @@ def _row(trainee, log, epoch):
 
     Looked at once an epoch, so that a GPU never waits for it; what was saved before this epoch is still on disk.
     """
-    config, history = trainee.config, torch.stack(log.history)  # (steps, terms)
+    config, history = trainee.config, group.total(torch.stack(log.history)) / group.size()  # (steps, terms)
+    correct, seen = group.total(
+        torch.stack([torch.as_tensor(log.correct), torch.tensor(log.seen, device=history.device)])
+    ).tolist()
     where, broken = None, (~history.isfinite().all(1)).nonzero()
     states = (part.state_dict().values() for part in (trainee.network, trainee.method))
     if len(broken):
@@ -561,7 +686,7 @@ def _row(trainee, log, epoch):
     if where:
         return Diverged(f"{where}. What was saved before is kept; lower lr (it was {config.lr:g}), or look at the data")
     means = dict(zip(log.names, history.mean(0).tolist(), strict=True))
-    return {"epoch": epoch + 1, "lr": config.lr_at(epoch)} | means | {"train_accuracy": 100 * log.correct.item() / log.seen}
+    return {"epoch": epoch + 1, "lr": config.lr_at(epoch)} | means | {"train_accuracy": 100 * correct / seen}
 
 
 def pace(configs):
@@ -570,22 +695,29 @@ def pace(configs):
     From a few steps and one evaluation, timed here with untrained networks; nothing is kept.
     """
     device, data, first = _device(configs[0].device), _data(configs[0]), configs[0]
-    few = replace(data, **{name: getattr(data, name)[: 3 * first.batch] for name in ("train_images", "train_labels")})
+    if isinstance(data, Images) and device.type == "cpu":  # a whole step of large images would take minutes
+        configs = [config.model_copy(update={"batch": PACED, "accumulate": 1}) for config in configs]
+    batch = configs[0].batch
+    few = data.few(3 * batch)
     trainees = prepare(configs, data, device, untrained(first, data))
     trainees = [replace(trainee, data=few.to(device)) for trainee in trainees]
     for epoch in range(2):  # the first warms up
         began = time.perf_counter()
         train_epoch(trainees, epoch)
-    step = (time.perf_counter() - began) / steps_an_epoch(len(few.train_labels), first.batch) / len(configs)
+    image = (time.perf_counter() - began) / len(few.train_labels) / len(configs)
     began = time.perf_counter()
-    evaluate(trainees[0].network, data.to(device), device)
-    test = time.perf_counter() - began
+    tested = few if isinstance(data, Images) else data
+    evaluate(trainees[0].network, tested.to(device), device)
+    test = (time.perf_counter() - began) * len(data.test_labels) / len(tested.test_labels)
 
     def seconds(config):
         n = len(data.train_labels)
-        return config.epochs * steps_an_epoch(n, config.batch) * step + math.ceil(config.epochs / config.eval_every) * test
+        return config.epochs * n * image + math.ceil(config.epochs / config.eval_every) * test
 
     return seconds
+
+
+PACED = 8  # images of a timed step, where a whole one is too large
 
 
 def untrained(config, data):
@@ -605,11 +737,15 @@ def _float(output):
 
 @torch.no_grad()
 def evaluate(network, data, device="cpu", batch=500):
-    """{"accuracy" (percent), "loss"} of a network on the test set."""
-    logits = predict(network, data, data.test_images, device, batch)
-    labels = data.test_labels.to(logits.device)
-    accuracy = 100 * (logits.argmax(1) == labels).double().mean().item()
-    return {"accuracy": accuracy, "loss": F.cross_entropy(logits, labels).item()}
+    """{"accuracy" (percent), "loss"} of a network on the test set; the processes of a group take every image once."""
+    device, counts = torch.device(device), torch.zeros(3, dtype=torch.float64)
+    for images, labels in data.in_parts(torch.arange(len(data.test_labels))[group.rank() :: group.size()], batch):
+        logits = predict(network, data, images, device, batch).cpu()
+        labels = labels.cpu()
+        loss = F.cross_entropy(logits, labels).double() * len(labels)
+        counts += torch.stack([(logits.argmax(1) == labels).sum().double(), loss, torch.tensor(float(len(labels)))])
+    right, loss, n = group.total(counts.to(device)).tolist()
+    return {"accuracy": 100 * (right / n), "loss": loss / n}
 
 
 @torch.no_grad()

@@ -478,7 +478,7 @@ def test_teacher_and_student_with_different_classes(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 def test_cuda_asked_for_and_absent():
-    with pytest.raises(CcdError, match="no CUDA device is there; use device 'auto' or 'cpu'"):
+    with pytest.raises(CcdError, match="no CUDA device is there; use 'auto' or 'cpu', or unset CCD_DEVICE"):
         fit(RunConfig(**SMALL, device="cuda"))
 
 

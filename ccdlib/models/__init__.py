@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ccdlib.registry import CcdError, Registry
+from ccdlib.registry import CcdError, Registry, unknown
 from ccdlib.streams import stream
 
 
@@ -218,6 +218,39 @@ def _resnet50_cifar(classes, channels):
     stem = nn.Sequential(net.conv1, net.bn1, net.relu)
     again = _units(3, torchvision.models.resnet.Bottleneck, 2048, 512)
     return Backbone(stem, [net.layer1, net.layer2, net.layer3, net.layer4], nn.Identity(), 2048, classes, again)
+
+
+# How torchvision names the parts of its ImageNet ResNets, and where a Backbone has them.
+PARTS = {"conv1": "stem.0", "bn1": "stem.1", "fc": "head"} | {f"layer{k + 1}": f"stages.{k}" for k in range(4)}
+
+
+def pretrained(name, file):
+    """The state of the backbone `name` (resnet18, resnet34) from weights of torchvision: a .pth, or "torchvision:NAME", which
+    is downloaded once. Errors: CcdError for other backbones and names, and for files that are not there or no weights."""
+    from ccdlib.vision import torchvision
+
+    if name not in ("resnet18", "resnet34"):
+        raise CcdError(f"{file}: torchvision's weights fit resnet18 and resnet34, not {name!r}; give a .safetensors file")
+    kind, colon, wanted = file.partition(":")
+    try:
+        if kind == "torchvision" and colon:
+            weights = torchvision.models.get_model_weights(name)
+            if wanted not in weights.__members__:
+                raise unknown(f"weights of {name}", wanted, weights.__members__)
+            state = weights[wanted].get_state_dict(progress=False, check_hash=True)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        parts = ((key.partition("."), tensor) for key, tensor in state.items())
+        return {f"{PARTS[part]}.{rest}": tensor for (part, _, rest), tensor in parts}
+    except CcdError:
+        raise
+    except OSError as error:
+        raise CcdError(
+            f"{file} could not be read or downloaded ({error}). Connect to the network once, or download the file elsewhere "
+            "and give its path"
+        ) from error
+    except Exception as error:  # torch raises many kinds for a file that is no state of a network
+        raise CcdError(f"{file} holds no weights of torchvision's {name} ({error!r}); give another file") from error
 
 
 def _imagenet_resnet(name):

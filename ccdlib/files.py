@@ -1,0 +1,278 @@
+"""Images that stay in their files: an image folder in ImageNet's way, decoded and cropped by workers while a network trains."""
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from ccdlib.augment import Policy
+from ccdlib.data import stratified
+from ccdlib.registry import CcdError
+from ccdlib.streams import stream
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its networks are trained everywhere
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set whose images stay in their files, as load_data("imagenet:PATH") gives it; see data.Data for one in memory.
+
+    train_files, test_files: paths (N,) relative to `root`; labels int64 (N,). A training view is a RandomResizedCrop to
+    side x side and a flip, with torchvision's settings; a test image has its shorter side resized to side * 256 / 224 and its
+    centre cropped. `fingerprint` is a hash of all names and sizes of the files, because reading ImageNet takes an hour.
+    """
+
+    name: str
+    root: Path
+    train_files: np.ndarray
+    train_labels: torch.Tensor
+    test_files: np.ndarray
+    test_labels: torch.Tensor
+    class_names: tuple[str, ...]
+    side: int
+    fingerprint: str
+    mean = MEAN
+    std = STD
+    flip = True
+    channels = 3
+
+    @property
+    def classes(self):
+        """The number of classes."""
+        return len(self.class_names)
+
+    @property
+    def shape(self):
+        """(C, H, W) of what the networks see."""
+        return 3, self.side, self.side
+
+    @property
+    def facts(self):
+        """What of the data shapes a training; names and sizes stand for the files."""
+        return {"names and sizes": self.fingerprint, "side": self.side, "crop": "resized", "mean": self.mean, "std": self.std}
+
+    def to(self, device):
+        """The same data, its labels on `device`; the images come there batch by batch."""
+        return replace(self, train_labels=self.train_labels.to(device), test_labels=self.test_labels.to(device))
+
+    def subset(self, amount, seed=0):
+        """The same data with `amount` training images; see data.Data.subset."""
+        return self._with(stratified(self.train_labels.cpu(), amount, seed, self.classes))
+
+    def few(self, n):
+        """The same data with its first n training and test images, for a look or a timing."""
+        few = self._with(torch.arange(min(n, len(self.train_labels))))
+        return replace(few, test_files=self.test_files[:n], test_labels=self.test_labels[:n])
+
+    def _with(self, rows):
+        return replace(self, train_files=self.train_files[rows.numpy()], train_labels=self.train_labels[rows])
+
+    def read(self, file):
+        """The Pillow image of a file, RGB; CcdError where it is none."""
+        try:
+            with Image.open(self.root / file) as image:
+                return image.convert("RGB")
+        except Exception as error:  # Pillow raises many kinds for what is no (sane) image
+            raise CcdError(f"{self.root / file} cannot be read as an image ({error}); repair it or take it out") from error
+
+    def tests(self, rows):
+        """Test images (n, 3, side, side) uint8 of the given rows."""
+        return torch.stack([self._centre(self.read(file)) for file in self.test_files[rows]])
+
+    def _centre(self, image):
+        from ccdlib.vision import torchvision
+
+        functional = torchvision.transforms.functional
+        return _tensor(functional.center_crop(functional.resize(image, round(self.side * 256 / 224)), self.side))
+
+    def in_parts(self, rows, size):
+        """(images, labels) of the test rows, `size` at a time, decoded by workers."""
+        loader = _loaded(_Tests(self), [part.tolist() for part in rows.split(size)], torch.stack)
+        for part, images in zip(rows.split(size), loader, strict=True):
+            yield images, self.test_labels[part.to(self.test_labels.device)]
+
+
+def _tensor(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class _Tests:
+    data: Images
+
+    def __getitem__(self, row):
+        return self.data._centre(self.data.read(self.data.test_files[row]))
+
+
+class ViewsOfFile:
+    """What a worker makes of a training image in an epoch: its views (3, side, side) uint8, and what is still to be applied.
+
+    Every draw comes from a stream of its own for seed, epoch, view and image, so that it is the same whichever process or
+    worker makes the view.
+    """
+
+    def __init__(self, config, data, epoch, has_twin, views):
+        self.config, self.data, self.epoch, self.has_twin, self.views = config, data, epoch, has_twin, views
+
+    def __getitem__(self, row):
+        """[(view, its Draws for the device, or None), ...] of the image in `row`; the original first."""
+        config, image, seen = self.config, self.data.read(self.data.train_files[row]), []
+        for v in range(self.views if self.has_twin[row] else 1):
+            draws, whole = None, image
+            if v and config.augmentation:
+                draws = config.augmentation.draw(1, stream(config.draws_seed, "policy", self.epoch, v, row))
+                if config.jda == "before crop":
+                    whole, draws = config.policy.apply_to(image, draws), None
+            seen.append((self._base(whole, v, row), draws))
+        return seen
+
+    def _base(self, image, v, row):
+        from ccdlib.vision import torchvision
+
+        crop, functional = torchvision.transforms.RandomResizedCrop, torchvision.transforms.functional
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.default_generator.manual_seed(stream(self.config.draws_seed, "base", self.epoch, v, row).initial_seed())
+            box = crop.get_params(image, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+            flipped = torch.rand(()) < 0.5 and self.config.flip is not False
+        view = functional.resized_crop(image, *box, (self.data.side, self.data.side))
+        return _tensor(functional.hflip(view) if flipped else view)
+
+
+def together(images):
+    """What ViewsOfFile made of several images, by view: [(views (n, 3, side, side), Draws or None), ...]."""
+    by_view = []
+    for v in range(max(map(len, images))):
+        views, draws = zip(*(seen[v] for seen in images if len(seen) > v), strict=True)
+        merged = None
+        if draws[0] is not None:
+            fields = zip(*(vars(draw).values() for draw in draws), strict=True)
+            merged = type(draws[0])(*map(torch.cat, fields))
+        by_view.append((torch.stack(views), merged))
+    return by_view
+
+
+class _Safe:
+    """A dataset whose mistakes come back as values: a DataLoader would raise them with the traceback of its worker."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __getitem__(self, row):
+        try:
+            return self.images[row]
+        except CcdError as error:
+            return error
+
+
+def _merged(merge, images):
+    errors = [item for item in images if isinstance(item, CcdError)]
+    return errors[0] if errors else merge(images)
+
+
+def _loaded(images, batches, merge):
+    """What `merge` makes of each of `batches` (lists of rows), with as many workers as this process has threads."""
+    loader = DataLoader(
+        _Safe(images),
+        batch_sampler=batches,
+        num_workers=min(16, torch.get_num_threads(), len(batches)),
+        collate_fn=partial(_merged, merge),
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # the default is the global one
+    )
+    for made in loader:
+        if isinstance(made, CcdError):
+            raise made
+        yield made
+
+
+def views_of_files(config, data, epoch, has_twin, views, parts):
+    """For each of `parts` (rows of training images) what together() says of it, made by workers."""
+    return _loaded(ViewsOfFile(config, data, epoch, has_twin, views), [part.tolist() for part in parts], together)
+
+
+def check_views(config):
+    """Raise CcdError for views that cannot be made of images that are still in their files."""
+    policy_or_none = config.augmentation is None or isinstance(config.augmentation, Policy)
+    if config.views == "raw" or not (policy_or_none or (config.jda == "after crop" and hasattr(config.augmentation, "ops"))):
+        raise CcdError(
+            f"views {config.views!r}, jda {config.jda!r} with data {config.data!r}: images in files have many sizes. Allowed "
+            "views: none, base, rotation and the policies; randaugment and trivialaugment with jda 'after crop'"
+        )
+
+
+def image_folder(name, path, side):
+    """The Images of the folder `path` with train/CLASS/* and val/CLASS/*. Errors: CcdError for what is no such folder."""
+    from ccdlib.vision import torchvision
+
+    if not isinstance(side, int) or side < 8:
+        raise CcdError(f"side = {side!r} for {path}: allowed are whole numbers of pixels from 8")
+    found, digest = {}, hashlib.sha256()
+    for part in ("train", "val"):
+        try:
+            folder = torchvision.datasets.ImageFolder(path / part)
+        except OSError as error:
+            raise CcdError(
+                f"{path / part}: {error}. An image folder has train/CLASS/*.jpg and val/CLASS/*.jpg (or .png ...), one "
+                "image a class at least"
+            ) from error
+        files = [os.path.relpath(file, path) for file, _ in folder.samples]
+        for file in files:
+            digest.update(f"{file} {os.stat(path / file).st_size}\n".encode())
+        found[part] = np.array(files), torch.tensor(folder.targets), tuple(folder.classes)
+    if found["train"][2] != found["val"][2] or len(found["train"][2]) < 2:
+        raise CcdError(
+            f"{path}: train/ has {len(found['train'][2])} classes, val/ has {len(found['val'][2])}; they must be the same, at "
+            "least two"
+        )
+    return Images(name, path, *found["train"][:2], *found["val"], side, digest.hexdigest())
+
+
+# ---------------------------------------------------------------- a small one, of pictures that our libraries bring along
+
+TILE = 53  # pixels
+
+
+def photos(folder):
+    """Write a small image folder: tiles of three photographs that scikit-learn and matplotlib bring along; a class each.
+
+    Every fourth tile is a test image; tiles do not overlap. Returns the folder, which is made once.
+    """
+    if not folder.exists():
+        beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        for name, picture in _pictures().items():
+            for k, box in enumerate(_boxes(picture)):
+                file = beside / ("val" if k % 4 == 3 else "train") / name / f"{k:03}.jpg"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                picture.crop(box).save(file, quality=95)
+        try:
+            beside.rename(folder)
+        except OSError:  # another process was first
+            if not folder.exists():
+                raise
+    return folder
+
+
+def _pictures():
+    from matplotlib.cbook import get_sample_data
+    from sklearn.datasets import load_sample_image
+
+    with get_sample_data("grace_hopper.jpg") as file, Image.open(file) as portrait:
+        return {
+            "flower": Image.fromarray(load_sample_image("flower.jpg")),
+            "palace": Image.fromarray(load_sample_image("china.jpg")),
+            "portrait": portrait.convert("RGB"),
+        }
+
+
+def _boxes(picture):
+    """Tiles of slightly different sizes, as files of an image folder have."""
+    for y in range(0, picture.height - TILE, TILE):
+        for x in range(0, picture.width - TILE, TILE):
+            less = (x + y) // TILE % 8
+            yield x, y, x + TILE - less, y + TILE - less // 2
