@@ -38,9 +38,9 @@ rule cohort:
         key="|".join(grid.cohorts),
     log:
         logs + "/{key}.log",
-    threads: THREADS
+    threads: lambda wildcards: THREADS * grid.processes(wildcards.key)
     resources:
-        gpu=1,
+        gpu=lambda wildcards: grid.processes(wildcards.key),
     shell:
         DO + "{wildcards.key}" + TO_LOG
 

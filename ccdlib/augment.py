@@ -584,6 +584,12 @@ def normalise(images, mean, std):
     return images.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
+def as_bytes(inputs, mean, std):
+    """The images (N, C, H, W) uint8 that normalise() made `inputs` of."""
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+    return ((inputs * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def rotations(images):
     """Views first: (4 N, C, S, S), all images turned by 0, then by 90, 180 and 270 degrees counter-clockwise."""
     if images.shape[2] != images.shape[3]:

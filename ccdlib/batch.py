@@ -22,10 +22,10 @@ from filelock import FileLock, Timeout
 
 from ccdlib import paths, verdicts
 from ccdlib.config import RunConfig
-from ccdlib.experiments import cores as every_core
 from ccdlib.experiments import expected_seconds, experiment, grouped
 from ccdlib.notebook import asked_for, run_notebook
 from ccdlib.registry import CcdError, unknown
+from ccdlib.runs import cores as every_core
 from ccdlib.runs import write_whole
 from ccdlib.train import fit_cohort, folder_of
 
@@ -129,6 +129,12 @@ class Grid:
         """The file that says that a job failed when it was last tried."""
         return self.folder / "failed" / job
 
+    def processes(self, job):
+        """How many processes train a cohort together, a GPU each; a notebook has one, the verdict page none."""
+        if job == PAGE:
+            return 0
+        return max((folder.config.processes for folder in self.cohorts.get(job, ())), default=1)
+
     def about(self, job):
         """A job in words."""
         if job not in self.cohorts:
@@ -218,28 +224,37 @@ def _alone(grid, job):
 
 
 @contextmanager
-def gpu_slot(every=1.0):
-    """Hold a GPU of this machine that no other job holds, as the only one that this process sees; without GPUs, nothing.
+def gpu_slot(n=1, every=1.0):
+    """Hold n GPUs of this machine that no other job holds, as the only ones that this process sees; without GPUs, nothing.
 
-    To be entered before CUDA is looked at. The lock ends with the process, however it ends. every: seconds between attempts.
+    To be entered before CUDA is looked at. The locks end with the process, however it ends. every: seconds between attempts.
+    Errors: CcdError where there are fewer than n.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = [str(k) for k in range(torch.cuda.device_count())] if named is None else list(filter(None, named.split(",")))
     folder = Path(tempfile.gettempdir()) / f"ccdlib-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    with ExitStack() as held:
-        while gpus:
+    if gpus and n > len(gpus):
+        raise CcdError(f"{n} GPUs are needed at once and {len(gpus)} are here; lower `processes`, or take a larger machine")
+    while gpus:
+        with ExitStack() as held:  # all of them or none: two jobs that each hold a part would wait for ever
+            mine = []
             for gpu in gpus:
-                with_lock = FileLock(folder / f"{gpu}.lock")
-                try:
-                    held.enter_context(with_lock.acquire(timeout=0))
-                except Timeout:
-                    continue
-                os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-                yield gpu
+                if len(mine) < n and _taken(held, folder / f"{gpu}.lock"):
+                    mine.append(gpu)
+            if len(mine) == n:
+                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+                yield os.environ["CUDA_VISIBLE_DEVICES"]
                 return
-            time.sleep(every)
-        yield None
+        time.sleep(every)
+    yield None
+
+
+def _taken(held, lock):
+    with suppress(Timeout):
+        held.enter_context(FileLock(lock).acquire(timeout=0))
+        return True
+    return False
 
 
 # ---------------------------------------------------------------- all of them, by the engine
@@ -275,7 +290,7 @@ def run(grid, cores=None, gpus=None, slurm=False, seconds=None, poll=1.0, say=pr
     """Run the engine until nothing more can be done; returns whether all is done.
 
     cores: CPU cores to use (None: all), gpus: GPUs to use (None: all): one job a GPU, or a core where there are none. slurm:
-    submit the jobs by profiles/slurm instead. seconds: see expected(). A second batch of the same profile is refused.
+    submit the jobs by profiles/slurm instead, with so many cores for each GPU (None: 8). seconds: see expected(). A second batch of the same profile is refused.
     """
     grid.forget()
     jobs = grid.missing()
@@ -301,15 +316,17 @@ def run(grid, cores=None, gpus=None, slurm=False, seconds=None, poll=1.0, say=pr
 
 def _engine(grid, cores, gpus, slurm):
     """The command that starts Snakemake; most of its options are in profiles/."""
-    cores = cores or every_core()
     gpus = torch.cuda.device_count() if gpus is None else gpus
-    profile, given = ("slurm", {}) if slurm else ("default", {"threads": max(1, cores // gpus) if gpus else 1})
-    given |= {"profile": grid.profile, "notebooks": " ".join(grid.stems)}
+    if slurm:
+        profile, threads = "slurm", cores or 8
+    else:
+        profile, threads = "default", max(1, (cores or every_core()) // gpus) if gpus else 1
+    given = {"threads": threads, "profile": grid.profile, "notebooks": " ".join(grid.stems)}
     return [
         *(sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile")),
         *("--workflow-profile", str(paths.ROOT / "profiles" / profile)),
         *("--config", *(f"{name}={value}" for name, value in given.items())),
-        *(() if slurm else ("--cores", str(cores), "--resources", f"gpu={gpus}")),
+        *(() if slurm else ("--cores", str(cores or every_core()), "--resources", f"gpu={gpus}")),
     ]
 
 

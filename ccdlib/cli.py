@@ -8,9 +8,36 @@ import click
 from ccdlib.registry import CcdError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def cli():
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 when all is well, 1 when something failed, 2 for a mistake in what was asked for, 130 when "
+    "interrupted. Tab completion: see `ccd completion --help`.",
+)
+@click.option("--debug", is_flag=True, envvar="CCD_DEBUG", help="Show the traceback of an error.")
+@click.version_option(package_name="ccdlib")
+def cli(debug):
     """ccdlib: data augmentation in knowledge distillation, reproduced."""
+
+
+def _names_in(folder, pattern):
+    """A function for tab completion: the names of files in a folder of this checkout."""
+
+    def complete(context, parameter, incomplete):
+        from ccdlib import paths
+
+        found = sorted({path.stem for path in getattr(paths, folder).glob(pattern)})
+        return [name for name in ["smoke"] * (folder == "PARAMS") + found if name.startswith(incomplete)]
+
+    return complete
+
+
+NOTEBOOK = {"shell_complete": _names_in("NOTEBOOKS", "*.ipynb")}
+PROFILE = {
+    "default": "smoke",
+    "show_default": True,
+    "help": "smoke, or a folder of params/ (lite, paper).",
+    "shell_complete": _names_in("PARAMS", "*"),
+}
 
 
 def asks_for_parameters(command):
@@ -18,8 +45,8 @@ def asks_for_parameters(command):
     for option in (
         click.option("-p", "given", multiple=True, nargs=2, metavar="NAME VALUE", help="One parameter."),
         click.option("-f", "files", multiple=True, type=click.Path(), metavar="FILE.yaml", help="Parameters from a file."),
-        click.option("--profile", default="smoke", show_default=True, help="smoke, or a folder of params/ (lite, paper)."),
-        click.argument("notebook"),
+        click.option("--profile", **PROFILE),
+        click.argument("notebook", **NOTEBOOK),
     ):
         command = option(command)
     return command
@@ -62,13 +89,13 @@ def plan(notebook, profile, files, given):
     epilog="Example: ccd batch 01_joint_augmentation 06_ccd --profile lite --cores 8   (and -n: only say what is missing)",
     short_help="Everything that notebooks of a profile need, by Snakemake: training, notebooks, verdict page.",
 )
-@click.option("--profile", default="smoke", show_default=True, help="smoke, or a folder of params/ (lite, paper).")
-@click.option("--cores", type=click.IntRange(1), help="CPU cores to use.  [default: all]")
+@click.option("--profile", **PROFILE)
+@click.option("--cores", type=click.IntRange(1), help="CPU cores to use; with --slurm, for each GPU.  [default: all; 8]")
 @click.option("--gpus", type=click.IntRange(0), help="GPUs to use.  [default: all]")
 @click.option("--slurm", is_flag=True, help="Submit the jobs to Slurm, as profiles/slurm says.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what is missing and how long it takes; train nothing.")
 @click.option("--no-expectation", is_flag=True, help="Do not time any steps to say how long it takes.")
-@click.argument("notebooks", nargs=-1)
+@click.argument("notebooks", nargs=-1, **NOTEBOOK)
 def batch(notebooks, profile, cores, gpus, slurm, dry_run, no_expectation):
     """Train and run what the NOTEBOOKS (all, when none is named) of a profile lack; what is finished is found.
 
@@ -150,11 +177,12 @@ def job(job, profile, notebooks):
     """Do one JOB of a batch; the Snakefile calls this."""
     from ccdlib import batch as engine
 
-    with engine.gpu_slot():
-        engine.work(engine.Grid(profile, notebooks), job)
+    grid = engine.Grid(profile, notebooks)
+    with engine.gpu_slot(grid.processes(job)):
+        engine.work(grid, job)
 
 
-@cli.command(short_help="All methods, with their settings.")
+@cli.command(short_help="All methods, with their settings.", epilog="Example: ccd methods")
 def methods():
     """List the methods: equation and source, settings with their defaults, and which teacher each needs."""
     from ccdlib.methods import METHODS, settings_of
@@ -167,8 +195,79 @@ def methods():
         click.echo(f"{name}  {' '.join(about.split())}\n    {'; '.join(facts)}\n    {settings or 'no settings'}")
 
 
-@cli.command(short_help="Execute notebooks with their defaults and keep the outputs in place.")
-@click.argument("notebooks", nargs=-1, required=True)
+@cli.command(short_help="All backbones, with their sizes.", epilog="Example: ccd models --classes 10")
+@click.option("--classes", type=click.IntRange(2), default=100, show_default=True, help="Width of the logits.")
+@click.option("--side", type=click.IntRange(32), default=32, show_default=True, help="Pixels of an image.")
+def models(classes, side):
+    """List the backbones: parameters, and multiply-adds of one image."""
+    from ccdlib.measure import model_size
+    from ccdlib.models import MODELS
+
+    for name in MODELS:
+        parameters, macs = model_size(name, classes, side)
+        click.echo(f"{name:16} {parameters:>12,} parameters  {macs / 1e6:>9,.1f} million multiply-adds")
+
+
+@cli.command(
+    short_help="All data sets, or what is in one.",
+    epilog="Examples: ccd data   ccd data digits   ccd data imagenet:/data/imagenet",
+)
+@click.option("--side", type=click.IntRange(8), default=32, show_default=True, help="Pixels, for data that is resized.")
+@click.argument("name", required=False)
+def data(name, side):
+    """List the data sets; or load NAME, which finds what is wrong with it, and say what is in it."""
+    from ccdlib.data import DATASETS, load_data
+
+    if name is None:
+        for row, source in DATASETS.items():
+            sizes = source.sizes
+            what = f"{sizes.images} training images, {sizes.classes} classes" if sizes else source.about
+            click.echo(f"{row + ':PATH' * source.takes_path:14} {what}")
+        return
+    found = load_data(name, side=side)
+    click.echo(f"{name}: {len(found.train_labels)} training and {len(found.test_labels)} test images, {found.classes} classes")
+    click.echo(f"an image is {found.shape} (channels, height, width); mean {found.mean}, standard deviation {found.std}")
+    counts = found.train_labels.bincount(minlength=found.classes)
+    click.echo(f"training images of a class: {counts.min()} to {counts.max()}")
+    click.echo(f"classes: {', '.join(found.class_names[:20])}{', ...' if found.classes > 20 else ''}")
+
+
+@cli.command(short_help="Remove what was computed and is not published.", epilog="Example: ccd clean --runs")
+@click.option("--runs", is_flag=True, help="Trained runs as well, except those that published results name.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def clean(runs, yes):
+    """Remove executed notebooks of smoke and of own parameters, failed copies, damaged runs and the engine's records.
+
+    Says what would go and asks first. Published results (the profiles in params/) and the runs that they name stay.
+    """
+    from ccdlib import clean as cleaning
+    from ccdlib import paths
+
+    found = cleaning.removable(runs)
+    for path, size in found:
+        click.echo(f"{size / 1e6:9.1f} MB  {paths.shown(path)}")
+    if not found:
+        click.echo("nothing to remove")
+    elif yes or click.confirm("Remove all of this?"):
+        cleaning.remove(found)
+    else:
+        click.echo("nothing was removed")
+
+
+@cli.command(short_help="Print what switches tab completion on.", epilog='Example: eval "$(ccd completion bash)"')
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell):
+    """Print the code that makes SHELL complete the commands, options, notebooks and profiles of `ccd`."""
+    from click.shell_completion import get_completion_class
+
+    click.echo(get_completion_class(shell)(cli, {}, "ccd", "_CCD_COMPLETE").source())
+
+
+@cli.command(
+    short_help="Execute notebooks with their defaults and keep the outputs in place.",
+    epilog="Example: ccd refresh notebooks/*.ipynb",
+)
+@click.argument("notebooks", nargs=-1, required=True, **NOTEBOOK)
 def refresh(notebooks):
     """Regenerate the committed outputs of NOTEBOOKS: the smoke profile, without times, the same bytes for the same results."""
     from ccdlib import notebook as door
@@ -178,7 +277,7 @@ def refresh(notebooks):
         click.echo(paths.shown(door.refresh(name)))
 
 
-@cli.command(short_help="Collect all published verdicts into README.md and outputs/README.md.")
+@cli.command(short_help="Collect all published verdicts into README.md and outputs/README.md.", epilog="Example: ccd verdicts")
 def verdicts():
     """Collect the claims of every outputs/{lite,paper}/*/results.json into the tables of README.md and outputs/README.md."""
     from ccdlib import paths
@@ -189,16 +288,33 @@ def verdicts():
 
 
 def main(arguments=None):
-    """Run `ccd`: mistakes end with one readable message and exit status 2, failed notebooks with 1."""
-    from ccdlib.notebook import NotebookFailed
-
+    """Run `ccd`: errors end with one readable message and an exit status (see `ccd --help`), and `--debug` raises them."""
     try:
         cli.main(arguments, prog_name="ccd", standalone_mode=False)
-    except (CcdError, NotebookFailed) as error:
-        click.echo(f"ccd: {error}", err=True)
-        sys.exit(1 if isinstance(error, NotebookFailed) else 2)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # `ccd methods | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if _debug(sys.argv[1:] if arguments is None else arguments):
+            raise
+        _say_and_exit(error)
+
+
+def _debug(arguments):
+    return "--debug" in arguments or os.environ.get("CCD_DEBUG") not in (None, "", "0")
+
+
+def _say_and_exit(error):
+    from ccdlib.notebook import NotebookFailed
+    from ccdlib.train import Diverged
+
+    if isinstance(error, CcdError | NotebookFailed):
+        click.echo(f"ccd: {error}", err=True)
+        sys.exit(1 if isinstance(error, NotebookFailed | Diverged) else 2)
+    click.echo(f"ccd: {type(error).__name__}: {error}\nThis should not happen. `ccd --debug ...` shows where it did.", err=True)
+    sys.exit(1)

@@ -27,6 +27,7 @@ RECIPES |= {
     "paper": {"lr": 0.1, "weight_decay": 1e-4, "batch": 128, "epochs": 240},
     # ImageNet: 768 images are 1,536 inputs, over two accumulation steps; and the same in the small.
     "imagenet": IMAGENET | {"lr": 0.1, "weight_decay": 1e-4, "batch": 768, "epochs": 200},
+    "imagenet_teacher": IMAGENET | {"lr": 0.1, "weight_decay": 1e-4, "batch": 768, "epochs": 200},
     "imagenet_small": IMAGENET | {"lr": 0.05, "weight_decay": 5e-4, "batch": 24, "epochs": 4},
     "imagenet_small_teacher": {"lr": 0.05, "weight_decay": 5e-4, "batch": 24, "epochs": 6},
     "paper_teacher": {"lr": 0.1, "weight_decay": 5e-4, "batch": 128, "epochs": 240},

@@ -124,11 +124,15 @@ DATASETS = Registry("dataset")
 
 
 class Sizes(NamedTuple):
-    """What an experiment must know of its data before there are images: classes, channels, training images."""
+    """What an experiment must know of its data before there are images: classes, channels, training images, their side."""
 
     classes: int
     channels: int
     images: int
+    side: int | None = None  # pixels; None where it is what is asked for
+
+
+IMAGENET = Sizes(1000, 3, 1_281_167)  # what a plan counts with where imagenet:PATH is on another machine
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ class Source:
     statistics: tuple | None = None  # (mean, std) where the literature fixes them
     sizes: "Sizes | None" = None  # where they are known without the images
     in_files: bool = False
+    about: str = ""
 
 
 def load_data(name, *, side=32, n_train=None, seed=0, device="cpu"):
@@ -174,15 +179,14 @@ def source_of(name):
 
 def sizes_of(name):
     """The Sizes of a data set, without loading one that has to be downloaded; CcdError for a name or path that is none."""
-    source, _ = source_of(name)
+    source, path = source_of(name)
     if source.sizes:
         return source.sizes
+    if source.in_files and path is not None and not path.exists():
+        return IMAGENET
     data = load_data(name)
-    return Sizes(data.classes, data.channels, len(data.train_labels))
-
-
-# What a plan counts with where imagenet:PATH is on another machine.
-IMAGENET = Sizes(1000, 3, 1_281_167)
+    resized = source.in_files or source is DATASETS["folder"]
+    return Sizes(data.classes, data.channels, len(data.train_labels), None if resized else data.shape[-1])
 
 
 def _stamp(path, folders_only=False):
@@ -407,15 +411,17 @@ def _read_image(file, side):
 
 
 DATASETS.update(
-    digits=Source(_digits, flip=False, sizes=Sizes(10, 1, 1000)),  # a mirrored digit is another sign
+    digits=Source(_digits, flip=False, sizes=Sizes(10, 1, 1000, 16)),  # a mirrored digit is another sign
     cifar10=Source(
-        _cifar("CIFAR10"), statistics=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), sizes=Sizes(10, 3, 50000)
+        _cifar("CIFAR10"), statistics=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), sizes=Sizes(10, 3, 50000, 32)
     ),
     cifar100=Source(
-        _cifar("CIFAR100"), statistics=((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)), sizes=Sizes(100, 3, 50000)
+        _cifar("CIFAR100"), statistics=((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)), sizes=Sizes(100, 3, 50000, 32)
     ),
-    npz=Source(_npz, takes_path=True),
-    folder=Source(_folder, takes_path=True),
-    imagenet=Source(_imagenet, takes_path=True, in_files=True),
-    photos=Source(_photos, in_files=True),
+    npz=Source(_npz, takes_path=True, about="arrays train_images, train_labels, test_images, test_labels of a .npz"),
+    folder=Source(_folder, takes_path=True, about="train/CLASS/* and val/CLASS/*, resized, kept in memory"),
+    imagenet=Source(
+        _imagenet, takes_path=True, in_files=True, about="train/CLASS/* and val/CLASS/*, decoded and cropped in training"
+    ),
+    photos=Source(_photos, in_files=True, about="tiles of three photographs in such folders: 219 training images, 3 classes"),
 )

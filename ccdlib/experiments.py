@@ -16,13 +16,13 @@ from statistics import median
 from loky import ProcessPoolExecutor
 
 from ccdlib.augment import policy_named
-from ccdlib.config import RECIPES, RunConfig, teacher_of_method
+from ccdlib.config import RECIPES, Checkpoint, RunConfig, teacher_of_method
 from ccdlib.data import sizes_of
 from ccdlib.group import launch
 from ccdlib.methods import METHODS
 from ccdlib.registry import CcdError, Registry, unknown
-from ccdlib.runs import best_device
-from ccdlib.stats import INFINITY, Claim, Contrast, Peak, more, no_better, slope
+from ccdlib.runs import best_device, cores
+from ccdlib.stats import INFINITY, Claim, Contrast, Peak, equivalent, more, no_better, slope
 from ccdlib.train import check, fit, fit_cohort, folder_of, pace, steps_an_epoch
 
 EXPERIMENTS = Registry("experiment")  # notebook stem -> function of its parameters
@@ -54,6 +54,15 @@ class Experiment:
             raise CcdError(f"the arms are not paired: {seeds}; give every arm the same seeds, each once, in the same order")
         for claim in self.claims:
             claim.needs(self.arms)
+
+    @property
+    def configs(self):
+        """Every RunConfig once, teachers before their students; nothing is looked up, so the data need not be here."""
+        found = {}
+        for configs in self.arms.values():
+            for config in configs:
+                found |= {needed.model_dump_json(exclude={"device", "processes"}): needed for needed in _with_teachers(config)}
+        return list(found.values())
 
     @property
     def runs(self):
@@ -160,11 +169,6 @@ def _kind(config):
     teacher = config.teacher and config.teacher.model
     work = config.model, teacher, config.method, str(config.settings), config.views, config.twins, config.share, config.batch
     return (config.data, config.side, config.n_train, *work)
-
-
-def cores():
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def jobs():
@@ -623,3 +627,30 @@ def _ccd_claims(p):
         "KD + JDA",
         **_least(p),
     )
+
+
+@EXPERIMENTS.add("07_imagenet")
+def imagenet(p):
+    """KD, KD + JDA and CCD from images in files, JDA on whole images and, once more, after the crop."""
+    every = {"side": p["side"], "processes": p["processes"]}
+    arms = {}
+    if p["teacher"] == "train":
+        arms["teacher"] = teachers = _teachers(p, **every)
+    else:
+        least = p["teacher_accuracy"] or None
+        teachers = [Checkpoint(model=p["teacher_model"], file=p["teacher"], accuracy=least)] * p["seeds"]
+    arms |= {
+        "student alone": _students(p, None, **every),
+        "KD": _students(p, teachers, **every),
+        "KD + JDA": _students(p, teachers, views=p["policy"], **every),
+        "CCD": _students(p, teachers, method="ccd", views=p["policy"], **every),
+        "CCD, JDA after the crop": _students(p, teachers, method="ccd", views=p["policy"], jda="after crop", **every),
+    }
+    same = f"JDA after the crop is as good as on whole images, within {p['margin']:g} points"
+    claims = (
+        more("KD", "a teacher helps: KD is more accurate than the student alone", "KD", "student alone", **_least(p)),
+        more("(a)", "augmented views help: KD + JDA is more accurate than KD", "KD + JDA", "KD", **_least(p)),
+        more("CCD", "the cosine weight helps: CCD is more accurate than KD + JDA", "CCD", "KD + JDA", **_least(p)),
+        equivalent("kit", same, "CCD, JDA after the crop", "CCD", p["margin"], **_least(p)),
+    )
+    return Experiment(arms, claims)

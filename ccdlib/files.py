@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from ccdlib.augment import Policy
 from ccdlib.data import stratified
 from ccdlib.registry import CcdError
+from ccdlib.runs import cores
 from ccdlib.streams import stream
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its networks are trained everywhere
@@ -37,6 +38,7 @@ class Images:
     class_names: tuple[str, ...]
     side: int
     fingerprint: str
+    workers: int | None = None  # processes that decode images; None: as many as this process has threads
     mean = MEAN
     std = STD
     flip = True
@@ -66,9 +68,10 @@ class Images:
         return self._with(stratified(self.train_labels.cpu(), amount, seed, self.classes))
 
     def few(self, n):
-        """The same data with its first n training and test images, for a look or a timing."""
+        """The same data with its first n training and test images, for a look or a timing; of a few, without workers."""
         few = self._with(torch.arange(min(n, len(self.train_labels))))
-        return replace(few, test_files=self.test_files[:n], test_labels=self.test_labels[:n])
+        tests = {"test_files": self.test_files[:n], "test_labels": self.test_labels[:n]}
+        return replace(few, **tests, workers=0 if n < 256 else self.workers)
 
     def _with(self, rows):
         return replace(self, train_files=self.train_files[rows.numpy()], train_labels=self.train_labels[rows])
@@ -83,23 +86,29 @@ class Images:
 
     def tests(self, rows):
         """Test images (n, 3, side, side) uint8 of the given rows."""
-        return torch.stack([self._centre(self.read(file)) for file in self.test_files[rows]])
+        return torch.stack([self._centre(self.read(file)) for file in self.test_files[torch.as_tensor(rows).numpy()]])
 
     def _centre(self, image):
         from ccdlib.vision import torchvision
 
         functional = torchvision.transforms.functional
-        return _tensor(functional.center_crop(functional.resize(image, round(self.side * 256 / 224)), self.side))
+        return tensor(functional.center_crop(functional.resize(image, round(self.side * 256 / 224)), self.side))
 
     def in_parts(self, rows, size):
         """(images, labels) of the test rows, `size` at a time, decoded by workers."""
-        loader = _loaded(_Tests(self), [part.tolist() for part in rows.split(size)], torch.stack)
+        loader = _loaded(_Tests(self), [part.tolist() for part in rows.split(size)], torch.stack, self.workers)
         for part, images in zip(rows.split(size), loader, strict=True):
             yield images, self.test_labels[part.to(self.test_labels.device)]
 
 
-def _tensor(image):
+def tensor(image):
+    """(3, H, W) uint8 of a Pillow image in RGB."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def pillow(image):
+    """The Pillow image of (3, H, W) uint8."""
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,7 @@ class ViewsOfFile:
             box = crop.get_params(image, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
             flipped = torch.rand(()) < 0.5 and self.config.flip is not False
         view = functional.resized_crop(image, *box, (self.data.side, self.data.side))
-        return _tensor(functional.hflip(view) if flipped else view)
+        return tensor(functional.hflip(view) if flipped else view)
 
 
 def together(images):
@@ -175,12 +184,13 @@ def _merged(merge, images):
     return errors[0] if errors else merge(images)
 
 
-def _loaded(images, batches, merge):
-    """What `merge` makes of each of `batches` (lists of rows), with as many workers as this process has threads."""
+def _loaded(images, batches, merge, workers):
+    """What `merge` makes of each of `batches` (lists of rows), by so many workers (None: one a thread of this process)."""
+    most = min(16, torch.get_num_threads(), cores(), len(batches))
     loader = DataLoader(
         _Safe(images),
         batch_sampler=batches,
-        num_workers=min(16, torch.get_num_threads(), len(batches)),
+        num_workers=most if workers is None else workers,
         collate_fn=partial(_merged, merge),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the default is the global one
@@ -193,7 +203,7 @@ def _loaded(images, batches, merge):
 
 def views_of_files(config, data, epoch, has_twin, views, parts):
     """For each of `parts` (rows of training images) what together() says of it, made by workers."""
-    return _loaded(ViewsOfFile(config, data, epoch, has_twin, views), [part.tolist() for part in parts], together)
+    return _loaded(ViewsOfFile(config, data, epoch, has_twin, views), [part.tolist() for part in parts], together, data.workers)
 
 
 def check_views(config):

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccdlib.config import RECIPES, RunConfig, teacher_of_method
-from ccdlib.data import Sizes, load_data
+from ccdlib.data import Sizes, load_data, sizes_of
 from ccdlib.experiments import NAMES, rotating_recipe
 from ccdlib.losses import confidence
 from ccdlib.methods import METHODS, TURNS, Given
@@ -131,6 +131,20 @@ def cost(config, sizes, side=32):
         "step_macs": inputs * (forward + taught),
         "training_macs": inputs * (forward + backward + taught),
     }
+
+
+def model_size(name, classes, side):
+    """(parameters, multiply-adds of one image) of the backbone `name` with so many classes, images of side x side RGB."""
+    sizes = Sizes(classes, 3, classes)
+    return _parameters(_skeleton(name, sizes)), _answer(name, sizes, (3, side, side))[1]
+
+
+def training_macs(config):
+    """Multiply-adds of a whole training, as cost() counts those of a step; test evaluations are left out."""
+    sizes = sizes_of(config.data)
+    n = config.n_train or sizes.images
+    n = round(n * sizes.images) if isinstance(n, float) else n
+    return cost(config, sizes, sizes.side or config.side)["training_macs"] * n / config.batch * config.epochs
 
 
 def _few(sizes):

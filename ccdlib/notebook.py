@@ -296,10 +296,11 @@ def _shown(row, baseline):
 # ---------------------------------------------------------------- the strict papermill door
 
 
-def asked_for(name, profile="smoke", files=(), given=()):
+def asked_for(name, profile="smoke", files=(), given=(), elsewhere=False):
     """(path, all parameters) of a notebook under a profile, yaml `files` and `given` (name, text) pairs.
 
-    Each overrides what came before. Errors: CcdError for an unknown name, a wrong type, or data that is not there.
+    Each overrides what came before. Errors: CcdError for an unknown name, a wrong type, or data that is not there, unless it
+    may be `elsewhere`.
     """
     path = find(name)
     values = profile_parameters(path, profile)
@@ -308,7 +309,7 @@ def asked_for(name, profile="smoke", files=(), given=()):
     kinds = parameters_of(path)
     parsed = {key: text if kinds.get(key, "?")[0] == "str" else _parsed(key, text) for key, text in given}
     values |= checked(path, parsed, "-p")
-    if "data" in values:
+    if "data" in values and (present(values["data"]) or not elsewhere):
         values["data"] = _absolute(values["data"])
     return path, values
 
@@ -327,8 +328,12 @@ def run_notebook(name, profile="smoke", files=(), given=()):
 
 def plan(name, profile="smoke", files=(), given=()):
     """The runs that a notebook asks for (see asked_for), as text: an arm a line, each run counted once."""
-    path, values = asked_for(name, profile, files, given)
+    path, values = asked_for(name, profile, files, given, elsewhere=True)
     planned = experiment(path.stem, values)
+    if "data" in values and not present(values["data"]):
+        arms = "\n".join(f"  {arm}" for arm in planned.arms)
+        title = f"{path.stem}, profile {profile}, {values['seeds']} seeds; {values['data']} is not here, nothing was looked up"
+        return f"{title}\n{arms}\n{_gpu_hours(planned.configs)}"
     planned.check()
     rows = planned.plan()
     width = max(len(row["arm"]) for row in rows)
@@ -343,7 +348,35 @@ def plan(name, profile="smoke", files=(), given=()):
         lines.append(f"  {row['arm']:{width}}  {counts}  {said} {which}".rstrip())
     if total["expected"]:
         lines.append(f"about {total['expected'] / jobs():.0f} s of training to go, {jobs()} at once")
+        missing = [folder.config for _, folder in planned.runs.values() if not folder.finished]
+        lines.append(_gpu_hours(missing))
     return "\n".join(lines)
+
+
+RATE = 100.0  # TFLOP/s that a GPU keeps up in training, where CCD_TFLOPS says nothing
+
+
+def _gpu_hours(configs):
+    """The work of trainings in words: counted, not timed, so that it can be said where there is neither GPU nor data."""
+    from ccdlib.measure import training_macs  # a kernel does not need it
+
+    flop = 2.0 * sum(training_macs(config) for config in configs)
+    given = os.environ.get("CCD_TFLOPS", str(RATE))
+    try:
+        rate = float(given)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise CcdError(f"CCD_TFLOPS = {given!r}: give the TFLOP/s that your GPU keeps up in training, a number above 0")
+    hours = flop / (rate * 1e12) / 3600
+    said = f"{hours:,.0f} GPU hours" if hours >= 10 else f"{hours:.2f} GPU hours" if hours >= 0.01 else "seconds on a GPU"
+    return f"{len(configs)} runs, {flop:.2g} floating point operations: {said} at {rate:g} TFLOP/s ($CCD_TFLOPS, as yours keeps up)"
+
+
+def present(data):
+    """Whether a data set that is named by a path is there; True for the others."""
+    _, path = source_of(data)
+    return path is None or path.exists()
 
 
 def _absolute(data):
@@ -351,6 +384,7 @@ def _absolute(data):
     _, path = source_of(data)
     if path is None:
         return data
+    path = path if path.is_absolute() or path.exists() else paths.ROOT / path
     if not path.exists():
         raise CcdError(f"there is no {path} (data {data!r}); give an existing file (npz:PATH) or folder (folder:PATH)")
     return f"{data.partition(':')[0]}:{path.resolve()}"

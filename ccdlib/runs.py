@@ -155,6 +155,11 @@ def best_device():
     return torch.device(given)
 
 
+def cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def hardware(device):
     """One line: the GPU's name, or the processor's architecture and the threads in use."""
     if torch.device(device).type == "cuda":
