@@ -290,7 +290,8 @@ def run(grid, cores=None, gpus=None, slurm=False, seconds=None, poll=1.0, say=pr
     """Run the engine until nothing more can be done; returns whether all is done.
 
     cores: CPU cores to use (None: all), gpus: GPUs to use (None: all): one job a GPU, or a core where there are none. slurm:
-    submit the jobs by profiles/slurm instead, with so many cores for each GPU (None: 8). seconds: see expected(). A second batch of the same profile is refused.
+    submit the jobs by profiles/slurm instead, with so many cores for each GPU (None: 8). seconds: see expected(). A second
+    batch of the same profile is refused.
     """
     grid.forget()
     jobs = grid.missing()

@@ -17,6 +17,7 @@ from ccdlib.registry import CcdError
 from ccdlib.runs import cores
 from ccdlib.streams import stream
 
+FEW = 256  # images
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its networks are trained everywhere
 
 
@@ -38,7 +39,7 @@ class Images:
     class_names: tuple[str, ...]
     side: int
     fingerprint: str
-    workers: int | None = None  # processes that decode images; None: as many as this process has threads
+    workers: int | None = None  # processes that decode images; None: as many as pay
     mean = MEAN
     std = STD
     flip = True
@@ -68,10 +69,9 @@ class Images:
         return self._with(stratified(self.train_labels.cpu(), amount, seed, self.classes))
 
     def few(self, n):
-        """The same data with its first n training and test images, for a look or a timing; of a few, without workers."""
+        """The same data with its first n training and test images, for a look or a timing."""
         few = self._with(torch.arange(min(n, len(self.train_labels))))
-        tests = {"test_files": self.test_files[:n], "test_labels": self.test_labels[:n]}
-        return replace(few, **tests, workers=0 if n < 256 else self.workers)
+        return replace(few, test_files=self.test_files[:n], test_labels=self.test_labels[:n])
 
     def _with(self, rows):
         return replace(self, train_files=self.train_files[rows.numpy()], train_labels=self.train_labels[rows])
@@ -185,8 +185,11 @@ def _merged(merge, images):
 
 
 def _loaded(images, batches, merge, workers):
-    """What `merge` makes of each of `batches` (lists of rows), by so many workers (None: one a thread of this process)."""
-    most = min(16, torch.get_num_threads(), cores(), len(batches))
+    """What `merge` makes of each of `batches` (lists of rows), by so many workers.
+
+    None: one a thread of this process, or none where a few images are decoded before a worker has started.
+    """
+    most = min(16, torch.get_num_threads(), cores()) if sum(map(len, batches)) >= FEW else 0
     loader = DataLoader(
         _Safe(images),
         batch_sampler=batches,

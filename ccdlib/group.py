@@ -115,16 +115,20 @@ class JointNorm(nn.BatchNorm2d):
         """x (B, C, h, w) -> the same, normalised by the statistics of all processes' inputs."""
         if not self.training:
             return super().forward(x)
-        n = total(x.new_tensor([x.numel() / x.shape[1]]))
-        mean = _Total.apply(x.sum((0, 2, 3))) / n
-        centred = x - mean.view(1, -1, 1, 1)
-        variance = _Total.apply(centred.square().sum((0, 2, 3))) / n
+        # One exchange for all: sums in float64, in which the variance may be a difference.
+        wide = x.double()
+        count = wide.new_tensor([x.numel() / x.shape[1]])
+        sums = _Total.apply(torch.cat([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), count]))
+        n = sums[-1].detach()
+        mean, square = (sums[:-1] / n).chunk(2)
+        variance = (square - mean.square()).clamp(min=0)
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+            self.running_mean.lerp_(mean.to(x.dtype), self.momentum)
+            self.running_var.lerp_((variance * n / (n - 1)).to(x.dtype), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        shift = self.bias - mean * scale
+        return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
 
 
 def in_group(network, device):

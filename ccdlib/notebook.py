@@ -349,7 +349,7 @@ def plan(name, profile="smoke", files=(), given=()):
     if total["expected"]:
         lines.append(f"about {total['expected'] / jobs():.0f} s of training to go, {jobs()} at once")
         missing = [folder.config for _, folder in planned.runs.values() if not folder.finished]
-        lines.append(_gpu_hours(missing))
+        lines[-1:-1] = [said] if (said := _gpu_hours(missing)) else []
     return "\n".join(lines)
 
 
@@ -357,7 +357,7 @@ RATE = 100.0  # TFLOP/s that a GPU keeps up in training, where CCD_TFLOPS says n
 
 
 def _gpu_hours(configs):
-    """The work of trainings in words: counted, not timed, so that it can be said where there is neither GPU nor data."""
+    """The work of trainings in words, where it is worth any: counted, so that neither a GPU nor the data must be here."""
     from ccdlib.measure import training_macs  # a kernel does not need it
 
     flop = 2.0 * sum(training_macs(config) for config in configs)
@@ -369,8 +369,12 @@ def _gpu_hours(configs):
     if not 0 < rate < float("inf"):
         raise CcdError(f"CCD_TFLOPS = {given!r}: give the TFLOP/s that your GPU keeps up in training, a number above 0")
     hours = flop / (rate * 1e12) / 3600
-    said = f"{hours:,.0f} GPU hours" if hours >= 10 else f"{hours:.2f} GPU hours" if hours >= 0.01 else "seconds on a GPU"
-    return f"{len(configs)} runs, {flop:.2g} floating point operations: {said} at {rate:g} TFLOP/s ($CCD_TFLOPS, as yours keeps up)"
+    if hours < 0.05:
+        return ""
+    return (
+        f"{len(configs)} runs, {flop:.2g} operations: {hours:,.{0 if hours >= 10 else 1}f} GPU hours at {rate:g} TFLOP/s "
+        "(CCD_TFLOPS: what your GPU keeps up)"
+    )
 
 
 def present(data):
@@ -384,10 +388,10 @@ def _absolute(data):
     _, path = source_of(data)
     if path is None:
         return data
-    path = path if path.is_absolute() or path.exists() else paths.ROOT / path
-    if not path.exists():
+    found = path if path.exists() else paths.ROOT / path
+    if not found.exists():
         raise CcdError(f"there is no {path} (data {data!r}); give an existing file (npz:PATH) or folder (folder:PATH)")
-    return f"{data.partition(':')[0]}:{path.resolve()}"
+    return f"{data.partition(':')[0]}:{found.resolve()}"
 
 
 def _parsed(name, text):

@@ -696,7 +696,8 @@ def pace(configs):
     """
     device, data, first = _device(configs[0].device), _data(configs[0]), configs[0]
     if isinstance(data, Images) and device.type == "cpu":  # a whole step of large images would take minutes
-        configs = [config.model_copy(update={"batch": PACED, "accumulate": 1}) for config in configs]
+        size = max(1, min(first.batch, PACED // data.side**2))
+        configs = [config.model_copy(update={"batch": size, "accumulate": 1}) for config in configs]
     batch = configs[0].batch
     few = data.few(3 * batch)
     trainees = prepare(configs, data, device, untrained(first, data))
@@ -717,7 +718,7 @@ def pace(configs):
     return seconds
 
 
-PACED = 8  # images of a timed step, where a whole one is too large
+PACED = 8 * 224**2  # pixels of a timed step, where a whole one is too large
 
 
 def untrained(config, data):
