@@ -30,7 +30,7 @@ from ccdlib.runs import write_whole
 from ccdlib.train import fit_cohort, folder_of
 
 PAGE = "verdicts"  # the job that brings the verdict page up to date
-ELSEWHERE = ("cli", "batch", "verdicts")  # modules on which no result depends
+ELSEWHERE = ("cli", "batch", "clean", "verdicts")  # modules on which no result depends
 
 
 def stems_of(profile):
