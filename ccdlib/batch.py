@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from ccdlib import paths, verdicts
 from ccdlib.config import RunConfig
 from ccdlib.experiments import expected_seconds, experiment, grouped
-from ccdlib.notebook import asked_for, run_notebook
+from ccdlib.notebook import asked_for, present, run_notebook
 from ccdlib.registry import CcdError, unknown
 from ccdlib.runs import cores as every_core
 from ccdlib.runs import write_whole
@@ -46,12 +46,17 @@ def stems_of(profile):
 class Grid:
     """All jobs of some notebooks under one profile: cohorts of runs, shared ones once, then notebooks, then the verdict page.
 
-    stems: of notebooks; none: all that have this profile. Errors: CcdError for unknown names and for runs that cannot be
-    trained, before anything starts.
+    stems: of notebooks; none: all that have this profile, but for those whose data is not here (`absent`). Errors: CcdError
+    for unknown names and for runs that cannot be trained, before anything starts.
     """
 
     def __init__(self, profile="smoke", stems=()):
-        self.profile, self.stems = profile, tuple(stems) or stems_of(profile)
+        self.profile, self.absent = profile, {}
+        if not stems:
+            stems = stems_of(profile)
+            data = {stem: asked_for(stem, profile, elsewhere=True)[1]["data"] for stem in stems}
+            self.absent = {stem: name for stem, name in data.items() if not present(name)}
+        self.stems = tuple(stem for stem in stems if stem not in self.absent)
         self.folder = paths.outputs() / ".batch" / profile
         self.asked = {stem: asked_for(stem, profile) for stem in self.stems}
         plans = {stem: experiment(stem, values) for stem, (_, values) in self.asked.items()}
@@ -270,6 +275,7 @@ def summary(grid, seconds=None):
         f"  runs       {runs - missing} done, {missing} missing{f' (in {len(cohorts)} cohorts)' if missing else ''}",
         f"  notebooks  {len(grid.stems) - len(notebooks)} done, {len(notebooks)} missing  {' '.join(notebooks)}".rstrip(),
     ]
+    lines += [f"  left out   {stem}: {data} is not here" for stem, data in grid.absent.items()]
     if PAGE in grid.missing():
         lines.append("  verdict page to be brought up to date")
     if not grid.missing():

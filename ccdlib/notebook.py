@@ -380,7 +380,7 @@ def _gpu_hours(configs):
 def present(data):
     """Whether a data set that is named by a path is there; True for the others."""
     _, path = source_of(data)
-    return path is None or path.exists()
+    return path is None or path.exists() or (paths.ROOT / path).exists()
 
 
 def _absolute(data):

@@ -19,6 +19,8 @@ import torch
 
 from ccdlib import batch, paths
 from ccdlib.batch import Grid, gpu_slot
+from ccdlib.config import RunConfig
+from ccdlib.experiments import Experiment
 from ccdlib.registry import CcdError
 from ccdlib.train import fit_cohort
 
@@ -313,6 +315,17 @@ def test_wrong_names_are_refused(lab):
         grid.do("x")
 
 
+def test_a_notebook_whose_data_is_not_here_is_left_out_unless_it_is_named(monkeypatch):
+    stems = [path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")]
+    monkeypatch.setattr(batch, "experiment", lambda stem, values: Experiment({"x": [RunConfig(), RunConfig(seed=1)]}, ()))
+    grid = Grid("paper")
+    assert grid.absent == {"07_imagenet": "imagenet:data/imagenet"}
+    assert set(grid.stems) == set(stems) - {"07_imagenet"}
+    assert "left out   07_imagenet: imagenet:data/imagenet is not here" in batch.summary(grid)
+    with pytest.raises(CcdError, match="there is no data/imagenet"):
+        Grid("paper", ["07_imagenet"])
+
+
 def test_a_second_batch_of_a_profile_is_refused_while_one_runs(lab):
     grid = Grid(PROFILE)
     (grid.folder / "locks").mkdir(parents=True)
@@ -336,9 +349,15 @@ def test_jobs_on_gpus_never_share_one(monkeypatch, tmp_path):
             monkeypatch.setattr(batch.time, "sleep", lambda seconds: (_ for _ in ()).throw(TimeoutError))
             with pytest.raises(TimeoutError), gpu_slot():
                 pass
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3,4")
     with gpu_slot() as named:
         assert named == "5"
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3,4")
+        with gpu_slot(2) as both:
+            assert both == "3,4"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3,4")
+    with pytest.raises(CcdError, match="4 GPUs are needed at once and 3 are here"), gpu_slot(4):
+        pass
 
 
 def test_without_a_gpu_there_is_no_slot(monkeypatch):
@@ -347,6 +366,15 @@ def test_without_a_gpu_there_is_no_slot(monkeypatch):
     with gpu_slot() as slot:
         assert slot is None
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_a_run_of_several_processes_takes_as_many_gpus(lab):
+    grid = Grid(PROFILE)
+    key = next(iter(grid.cohorts))
+    assert [grid.processes(job) for job in (key, STEM, batch.PAGE)] == [1, 1, 0]
+    for folder in grid.cohorts[key]:
+        folder.config = folder.config.model_copy(update={"processes": 4})
+    assert grid.processes(key) == 4
 
 
 def test_cores_are_divided_among_gpus_and_a_cpu_job_has_one_thread(lab):
