@@ -8,7 +8,7 @@ import sys
 
 from ccdlib.batch import PAGE, Grid, expected, summary
 
-grid = Grid(config.get("profile", "smoke"), str(config.get("notebooks", "")).split())
+grid = Grid(config.get("profile", "smoke"), str(config.get("notebooks", "")).split(), check="checked" not in config)
 grid.forget()
 if workflow.dryrun:
     print(summary(grid, expected(grid)), file=sys.stderr)

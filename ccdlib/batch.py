@@ -46,11 +46,11 @@ def stems_of(profile):
 class Grid:
     """All jobs of some notebooks under one profile: cohorts of runs, shared ones once, then notebooks, then the verdict page.
 
-    stems: of notebooks; none: all that have this profile, but for those whose data is not here (`absent`). Errors: CcdError
-    for unknown names and for runs that cannot be trained, before anything starts.
+    stems: of notebooks; none: all that have this profile, but for those whose data is not here (`absent`). check: whether
+    it is made sure that every run can be trained, which takes seconds. Errors: CcdError for unknown names, and for such runs.
     """
 
-    def __init__(self, profile="smoke", stems=()):
+    def __init__(self, profile="smoke", stems=(), check=True):
         self.profile, self.absent = profile, {}
         if not stems:
             stems = stems_of(profile)
@@ -60,7 +60,7 @@ class Grid:
         self.folder = paths.outputs() / ".batch" / profile
         self.asked = {stem: asked_for(stem, profile) for stem in self.stems}
         plans = {stem: experiment(stem, values) for stem, (_, values) in self.asked.items()}
-        for plan in plans.values():
+        for plan in plans.values() if check else ():
             plan.check()
         self.runs = {stem: [folder for _, folder in plan.runs.values()] for stem, plan in plans.items()}
         every = {folder.path.name: folder for folders in self.runs.values() for folder in folders}
@@ -162,6 +162,7 @@ class Grid:
         files = list((self.folder / "done").glob("*"))  # before looking at what is done: a job may be writing one
         keep = {self.marker(stem) for stem in self.stems if self.notebook_done(stem)}
         keep |= {self.marker(key) for key in self.cohorts if not _unfinished(self.cohorts[key])}
+        keep |= set() if PAGE in self.missing() else {self.marker(PAGE)}
         ours = {*self.cohorts, PAGE}
         for file in files:
             stem = file.name.rpartition("-")[0]
@@ -328,7 +329,7 @@ def _engine(grid, cores, gpus, slurm):
         profile, threads = "slurm", cores or 8
     else:
         profile, threads = "default", max(1, (cores or every_core()) // gpus) if gpus else 1
-    given = {"threads": threads, "profile": grid.profile, "notebooks": " ".join(grid.stems)}
+    given = {"checked": 1, "threads": threads, "profile": grid.profile, "notebooks": " ".join(grid.stems)}
     return [
         *(sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile")),
         *("--workflow-profile", str(paths.ROOT / "profiles" / profile)),
@@ -349,6 +350,8 @@ class Watch:
         grid = self.grid
         if grid.marker(job).exists():
             return "done"
+        if not self._begun(job):
+            return "waiting"
         try:
             with _lock(grid, job).acquire(timeout=0):
                 if grid.marker(job).exists():
@@ -358,9 +361,14 @@ class Watch:
         failed = grid.failed(job)
         return "failed" if failed.exists() and failed.stat().st_mtime >= self.began - 1 else "waiting"
 
+    def _begun(self, job):
+        log = self.grid.log(job)
+        return log.exists() and log.stat().st_mtime >= self.began
+
     def look(self):
         """Say what has changed since the last look, a line a job."""
-        before, self.states = self.states, {job: self.state(job) for job in self.jobs}
+        before = self.states
+        self.states = {job: "done" if before.get(job) == "done" else self.state(job) for job in self.jobs}
         for job, state in self.states.items():
             if state in ("done", "failed") and before.get(job) != state:
                 self.say(f"{time.strftime('%H:%M:%S')}  {state:6}  {self.grid.about(job):50}  {self._progress()}")
@@ -382,8 +390,8 @@ class Watch:
         self.look()
         of = {state: [] for state in ("done", "failed", "running", "waiting")}
         for job, state in self.states.items():
-            begun = self.grid.log(job).exists() and self.grid.log(job).stat().st_mtime >= self.began
-            of["failed" if state == "waiting" and begun else state].append(job)  # killed: nobody was left to say so
+            killed = state == "waiting" and self._begun(job)  # nobody was left to say so
+            of["failed" if killed else state].append(job)
         self.say(f"{len(of['done'])} of {len(self.jobs)} jobs done in {_duration(time.time() - self.began)}")
         for job in of["failed"]:
             log = self.grid.log(job)

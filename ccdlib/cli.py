@@ -143,6 +143,8 @@ def fit(file, processes, show, repair):
 
     if group.given_up():
         return
+    if group.started_by_torchrun():
+        processes = int(os.environ["WORLD_SIZE"])  # checked as if the file had named them
     configs = _read_configs(file, processes)
     with group.joined() if group.started_by_torchrun() else nullcontext():
         for cohort in cohorts_of(configs):
@@ -177,7 +179,7 @@ def job(job, profile, notebooks):
     """Do one JOB of a batch; the Snakefile calls this."""
     from ccdlib import batch as engine
 
-    grid = engine.Grid(profile, notebooks)
+    grid = engine.Grid(profile, notebooks, check=False)  # the batch did, and fit() does for its own
     with engine.gpu_slot(grid.processes(job)):
         engine.work(grid, job)
 

@@ -177,6 +177,8 @@ class RunConfig(Strict):
         parts = self.accumulate * self.processes
         if parts == 1:
             return
+        if self.processes > 1 and isinstance(self.teacher, RunConfig):  # which the same processes train
+            RunConfig(**dict(self.teacher) | {"processes": self.processes})
         if not method.by_image(self.settings):
             allowed = [name for name, row in METHODS.items() if row.by_image({})]
             raise CcdError(

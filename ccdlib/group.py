@@ -62,8 +62,8 @@ def joined():
         if ERROR not in os.environ:
             raise
         write_whole(os.environ[ERROR], str(error))
-    finally:
-        dist.destroy_process_group()
+        sys.exit(1)  # the others may wait for this one: torchrun ends them, starts all again, and they see that it was given up
+    dist.destroy_process_group()
 
 
 def from_first(make):

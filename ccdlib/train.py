@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ccdlib import group
+from ccdlib import group, paths
 from ccdlib.augment import Crops, Mix, crop_and_flip, draw_crops, normalise, rotations
 from ccdlib.config import Checkpoint, RunConfig
 from ccdlib.data import Data, load_data
@@ -176,7 +176,8 @@ def check(configs):
 
 
 def _shape_of(config):
-    return config.data, config.side, config.n_train, config.model, config.method, config.settings, config.device
+    parts = config.batch, config.accumulate, config.processes
+    return config.data, config.side, config.n_train, config.model, config.method, config.settings, config.device, parts
 
 
 def _check_fits(config, data):
@@ -184,6 +185,12 @@ def _check_fits(config, data):
     network = build(config.model, data.classes, data.channels, config.seed)
     if isinstance(data, Images):
         check_views(config)
+    n, parts = len(data.train_labels), config.accumulate * config.processes
+    if parts > 1 and n // steps_an_epoch(n, config.batch) < 2 * parts:
+        raise CcdError(
+            f"{n} training images in steps of at most {config.batch}, each in {parts} parts (accumulate {config.accumulate}, "
+            f"processes {config.processes}), leave parts of less than two images; take fewer parts"
+        )
     try:
         predict(network, data, data.tests(torch.arange(1)))
     except RuntimeError as error:
@@ -557,7 +564,8 @@ class Member:
         except DamagedRun:
             if not repair:
                 raise
-            self.folder.file("resume.pt").rename(self.folder.file("resume.damaged.pt"))
+            if group.rank() == 0:
+                self.folder.file("resume.pt").rename(self.folder.file("resume.damaged.pt"))
         if group.rank() == 0:
             self.folder.start()
 
@@ -590,6 +598,11 @@ def _train(folders, data, taught_by, device, show, repair):
     members = [Member(trainee, folder) for trainee, folder in zip(trainees, folders, strict=True)]
     for member in members:
         member.resume(repair)
+    done = [len(member.rows) for member in members]
+    if group.from_first(lambda: done) != done:
+        raise CcdError(
+            f"{paths.outputs()} is not the same folder for all processes; name one that all machines share in CCD_OUTPUTS"
+        )
     if taught_by.network is not None and not any(member.rows for member in members):
         _check_accuracy(members[0].trainee.config.teacher, taught_by.network, data, device)
     saved, epochs = time.monotonic(), members[0].trainee.config.epochs
@@ -741,6 +754,8 @@ def evaluate(network, data, device="cpu", batch=500):
     """{"accuracy" (percent), "loss"} of a network on the test set; the processes of a group take every image once."""
     device, counts = torch.device(device), torch.zeros(3, dtype=torch.float64)
     for images, labels in data.in_parts(torch.arange(len(data.test_labels))[group.rank() :: group.size()], batch):
+        if not len(labels):  # more processes than images
+            continue
         logits = predict(network, data, images, device, batch).cpu()
         labels = labels.cpu()
         loss = F.cross_entropy(logits, labels).double() * len(labels)

@@ -167,12 +167,30 @@ def test_passes_and_parts_hold_every_image_once_and_weigh_by_their_inputs(monkey
         ({"method": "kd", "views": "cutmixpick", "accumulate": 2}, "choose among all images of a step"),
         ({"processes": 0}, "processes = 0"),
         ({"clip": -1.0}, "clip = -1.0"),
+        ({"teacher": TEACHER.model_copy(update={"batch": 6}), "processes": 2}, "batch = 6 with accumulate 1 and 2 processes"),
         ({"jda": "after"}, "jda = 'after'"),
     ],
 )
 def test_what_cannot_be_seen_in_parts_is_refused(changes, says):
     with pytest.raises(CcdError, match=says):
         RunConfig(**dict(CCD) | changes)
+
+
+def test_parts_without_images_are_refused_before_training():
+    config = RunConfig(**dict(CCD) | {"n_train": 10, "accumulate": 4, "processes": 2})
+    with pytest.raises(CcdError, match="10 training images in steps of at most 45, each in 8 parts"):
+        train.check([config])
+
+
+def test_processes_that_torchrun_started_are_checked_as_if_the_file_had_named_them(tmp_path, monkeypatch, capsys):
+    from ccdlib import cli
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (tmp_path / "run.yaml").write_text("method: sp\nteacher: {}\n")
+    with pytest.raises(SystemExit):
+        cli.main(["fit", str(tmp_path / "run.yaml")])
+    assert "processes = 2: method 'sp'" in capsys.readouterr().err
 
 
 def test_how_many_processes_there_are_names_no_run_and_later_fields_only_where_they_say_something():
