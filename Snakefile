@@ -5,6 +5,7 @@ files; nothing that was computed is an output that it could delete.
 """
 
 import sys
+from shlex import quote
 
 from ccdlib.batch import PAGE, Grid, expected, summary
 
@@ -15,7 +16,7 @@ if workflow.dryrun:
 
 done, logs = (grid.folder / "done").as_posix(), (grid.folder / "logs").as_posix()
 asked = " ".join(f"--notebook {stem}" for stem in grid.stems)
-DO = f"OMP_NUM_THREADS={{threads}} CCD_JOBS=1 {sys.executable} -m ccdlib job --profile {grid.profile} {asked} "
+DO = f"OMP_NUM_THREADS={{threads}} CCD_JOBS=1 {quote(sys.executable)} -m ccdlib job --profile {grid.profile} {asked} "
 TO_LOG = " > {log:q} 2>&1"
 # On a CPU one thread, whatever the machine: a run has the same bits wherever it is trained.
 THREADS = int(config.get("threads", 1))
