@@ -220,9 +220,10 @@ def test_no_network_for_a_download(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["digit", "npz", "npz:", "digits:here", "imagenet"])
 def test_unknown_names_list_what_is_there(name):
-    with pytest.raises(CcdError, match=r"unknown dataset .*digits, cifar10, cifar100, npz:PATH, folder:PATH|Allowed: digits"):
+    every = "Allowed: digits, cifar10, cifar100, npz:PATH, folder:PATH, imagenet:PATH, photos"
+    with pytest.raises(CcdError, match=f"unknown dataset .*{every}"):
         load_data(name)
-    assert set(DATASETS) == {"digits", "cifar10", "cifar100", "npz", "folder"}
+    assert set(DATASETS) == {"digits", "cifar10", "cifar100", "npz", "folder", "imagenet", "photos"}
 
 
 def test_subsets_are_stratified_nested_and_repeatable():
