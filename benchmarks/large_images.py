@@ -8,6 +8,7 @@ Files: the three photographs of the data set "photos", cut to 500 x 375 at many 
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         write(folder)
         name = f"imagenet:{folder}"
-        data = files.replace(ccdlib.load_data(name, side=224), workers=0)
+        data = replace(ccdlib.load_data(name, side=224), workers=0)
         kinds = {
             "no JDA, two crops": {"views": "base"},
             "JDA before the crop": {"views": "imagenet"},

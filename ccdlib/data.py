@@ -374,40 +374,56 @@ def _photos(name, _, side):
     return image_folder(name, photos(paths.downloads() / "photos"), side)
 
 
-def _folder(path, side):
+def class_folders(path, side, what):
+    """torchvision's ImageFolders of path/train and path/val; CcdError where they are none, or `side` is too small.
+
+    what: the kind of data set, for the message.
+    """
     from ccdlib.vision import torchvision
 
     if not isinstance(side, int) or side < 8:
         raise CcdError(f"side = {side!r} for {path}: allowed are whole numbers of pixels from 8")
-    arrays, classes = {}, None
-    for split, part in zip(SPLITS, ("train", "val"), strict=True):
+    found = []
+    for part in ("train", "val"):
         try:
-            found = torchvision.datasets.ImageFolder(path / part)
+            found.append(torchvision.datasets.ImageFolder(path / part))
         except OSError as error:
             raise CcdError(
-                f"{path / part}: {error}. A folder data set has train/CLASS/*.png and val/CLASS/*.png (or .jpg ...), "
-                "at least one image a class"
+                f"{path / part}: {error}. {what} has train/CLASS/*.png and val/CLASS/*.png (or .jpg ...), at least one image a "
+                "class"
             ) from error
-        if classes not in (None, found.classes):
-            raise CcdError(f"{path}: train/ has the classes {classes}, val/ has {found.classes}; they must be the same")
-        classes = found.classes
-        with ThreadPoolExecutor() as pool:
-            images = list(pool.map(lambda sample: _read_image(sample[0], side), found.samples))
-        arrays |= {
-            f"{split}_images": np.stack(images).transpose(0, 3, 1, 2),
-            f"{split}_labels": np.array(found.targets),
-        }
-    return _checked(arrays, tuple(classes), str(path))
+    train, val = found
+    if train.classes != val.classes:
+        raise CcdError(f"{path}: train/ has the classes {train.classes}, val/ has {val.classes}; they must be the same")
+    return found
 
 
-def _read_image(file, side):
+def read_rgb(file):
+    """The Pillow image of a file, RGB; CcdError where it is none."""
     from PIL import Image
 
     try:
         with Image.open(file) as image:
-            return np.array(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
+            return image.convert("RGB")
     except Exception as error:  # Pillow raises many kinds for what is no (sane) image
         raise CcdError(f"{file} cannot be read as an image ({error}); repair it or take it out") from error
+
+
+def _folder(path, side):
+    from PIL import Image
+
+    def read(sample):
+        return np.array(read_rgb(sample[0]).resize((side, side), Image.Resampling.BICUBIC))
+
+    arrays, folders = {}, class_folders(path, side, "A folder data set")
+    for split, found in zip(SPLITS, folders, strict=True):
+        with ThreadPoolExecutor() as pool:
+            images = list(pool.map(read, found.samples))
+        arrays |= {
+            f"{split}_images": np.stack(images).transpose(0, 3, 1, 2),
+            f"{split}_labels": np.array(found.targets),
+        }
+    return _checked(arrays, tuple(folders[0].classes), str(path))
 
 
 DATASETS.update(

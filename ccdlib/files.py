@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ccdlib.augment import Policy
-from ccdlib.data import stratified
+from ccdlib.data import class_folders, read_rgb, stratified
 from ccdlib.registry import CcdError
 from ccdlib.runs import cores
 from ccdlib.streams import stream
@@ -78,11 +78,7 @@ class Images:
 
     def read(self, file):
         """The Pillow image of a file, RGB; CcdError where it is none."""
-        try:
-            with Image.open(self.root / file) as image:
-                return image.convert("RGB")
-        except Exception as error:  # Pillow raises many kinds for what is no (sane) image
-            raise CcdError(f"{self.root / file} cannot be read as an image ({error}); repair it or take it out") from error
+        return read_rgb(self.root / file)
 
     def tests(self, rows):
         """Test images (n, 3, side, side) uint8 of the given rows."""
@@ -221,29 +217,16 @@ def check_views(config):
 
 def image_folder(name, path, side):
     """The Images of the folder `path` with train/CLASS/* and val/CLASS/*. Errors: CcdError for what is no such folder."""
-    from ccdlib.vision import torchvision
-
-    if not isinstance(side, int) or side < 8:
-        raise CcdError(f"side = {side!r} for {path}: allowed are whole numbers of pixels from 8")
-    found, digest = {}, hashlib.sha256()
-    for part in ("train", "val"):
-        try:
-            folder = torchvision.datasets.ImageFolder(path / part)
-        except OSError as error:
-            raise CcdError(
-                f"{path / part}: {error}. An image folder has train/CLASS/*.jpg and val/CLASS/*.jpg (or .png ...), one "
-                "image a class at least"
-            ) from error
+    folders, parts, digest = class_folders(path, side, "An image folder"), [], hashlib.sha256()
+    classes = tuple(folders[0].classes)
+    if len(classes) < 2:
+        raise CcdError(f"{path}: there is only the class {classes[0]!r}; at least two are needed")
+    for folder in folders:
         files = [os.path.relpath(file, path) for file, _ in folder.samples]
         for file in files:
             digest.update(f"{file} {os.stat(path / file).st_size}\n".encode())
-        found[part] = np.array(files), torch.tensor(folder.targets), tuple(folder.classes)
-    if found["train"][2] != found["val"][2] or len(found["train"][2]) < 2:
-        raise CcdError(
-            f"{path}: train/ has {len(found['train'][2])} classes, val/ has {len(found['val'][2])}; they must be the same, at "
-            "least two"
-        )
-    return Images(name, path, *found["train"][:2], *found["val"], side, digest.hexdigest())
+        parts += [np.array(files), torch.tensor(folder.targets)]
+    return Images(name, path, *parts, classes, side, digest.hexdigest())
 
 
 # ---------------------------------------------------------------- a small one, of pictures that our libraries bring along

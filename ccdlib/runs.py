@@ -326,7 +326,7 @@ class Folder:
 
     def save_state(self, epoch, network, method, optimiser, rows):
         """Keep what the next epoch needs: tensors, strings and numbers only."""
-        kept = (optimiser.state[p].get("momentum_buffer") for p in _trained(optimiser))
+        kept = (optimiser.state[p].get("momentum_buffer") for p in trained_by(optimiser))
         momentum = [buffer for buffer in kept if buffer is not None]  # none at all without momentum
         state = {
             "epochs_done": epoch,
@@ -348,7 +348,7 @@ class Folder:
             rows = json.loads(state["curves"])
             network.load_state_dict(state["weights"])
             method.load_state_dict(state["method"])
-            parameters = _trained(optimiser) if self.config.momentum else ()
+            parameters = trained_by(optimiser) if self.config.momentum else ()
             for parameter, kept in zip(parameters, state["momentum"], strict=True):
                 # Laid out like its parameter, so that the update runs the same code as without the interruption.
                 optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(kept)
@@ -377,7 +377,7 @@ class Folder:
         write_whole(self.file("curves.csv"), text.getvalue())
 
 
-def _trained(optimiser):
+def trained_by(optimiser):
     """The parameters that an optimiser trains, in its order."""
     return [parameter for group in optimiser.param_groups for parameter in group["params"]]
 

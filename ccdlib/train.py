@@ -26,7 +26,7 @@ from ccdlib.files import Images, check_views, views_of_files
 from ccdlib.methods import METHODS, Batch, Given, Method, make
 from ccdlib.models import Backbone, build, folded, pretrained
 from ccdlib.registry import CcdError
-from ccdlib.runs import DamagedRun, Folder, best_device, existing, identity, load_weights, provenance
+from ccdlib.runs import DamagedRun, Folder, best_device, existing, identity, load_weights, provenance, trained_by
 from ccdlib.streams import stream
 
 SHOWS = ("auto", "epochs", "run", "bar", "none")
@@ -468,7 +468,7 @@ class Trainee:
             (loss if batch.weight == 1 else batch.weight * loss).backward()
         if last:
             if self.config.clip:
-                torch.nn.utils.clip_grad_norm_(_trained_by(self.optimiser), self.config.clip)
+                torch.nn.utils.clip_grad_norm_(trained_by(self.optimiser), self.config.clip)
             self.optimiser.step()
         said, labels = output.logits[: len(batch.labels)].argmax(1), batch.labels
         return terms, (said == (labels if labels.ndim == 1 else labels.argmax(1))).sum(), len(labels)
@@ -535,10 +535,6 @@ def prepare(configs, data, device, taught_by):
     if heads is not None:
         heads.to(device)
     return trainees
-
-
-def _trained_by(optimiser):
-    return [parameter for part in optimiser.param_groups for parameter in part["params"]]
 
 
 @dataclass
