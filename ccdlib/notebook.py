@@ -414,8 +414,10 @@ def execute(path, target, parameters, failed=None):
     beside = target.with_name(f".{target.stem}.{os.getpid()}.part.ipynb")
     results = target.with_suffix("") / "results.json"
     before = results.stat().st_mtime_ns if results.exists() else None
-    # ipykernel warns at every start about unencrypted sockets; this is what it asks for.
-    config = Config({"KernelManager": {"transport_encryption": "required"}})
+    # Files as sockets: network ports are chosen before the kernel takes them, and notebooks that start side by side
+    # took each other's. Under /tmp, because the path of such a file must be short, which that of TMPDIR need not be.
+    sockets = tempfile.TemporaryDirectory(prefix="ccd-", dir="/tmp", ignore_cleanup_errors=True)
+    config = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets.name}/kernel"}})
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(
@@ -442,6 +444,7 @@ def execute(path, target, parameters, failed=None):
         raise NotebookFailed(f"{said}\nThe executed notebook is {paths.shown(failed)}") from None
     finally:
         beside.unlink(missing_ok=True)
+        sockets.cleanup()
     write_whole(target, nbformat.writes(without_times(executed)) + "\n")
     failed.unlink(missing_ok=True)
     return target

@@ -220,6 +220,12 @@ def test_a_kernel_that_dies_leaves_the_executed_copy(small, outputs, capsys):
     assert not list(outputs.rglob("*.part*"))
 
 
+def test_notebooks_side_by_side_share_no_network_ports(small, monkeypatch):
+    # A port is chosen first and taken later by the kernel: kernels that start together took each other's and died.
+    monkeypatch.setattr("jupyter_client.connect.socket", None)
+    assert run_notebook("99_small").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
