@@ -290,6 +290,20 @@ def test_a_run_that_is_deleted_is_missing_again_and_its_marker_goes(done):
     assert all(grid.marker(other).exists() for other in grid.cohorts if other != key)
 
 
+def test_the_engine_does_not_wake_more_often_with_every_job_that_ended(done):
+    # It does so for a limit of jobs a second: with a limit of none a second, no job would ever begin.
+    grid = Grid(PROFILE)
+    victim = grid.runs[STEM][-1]
+    shutil.rmtree(victim.path)
+    grid = Grid(PROFILE)
+    grid.forget()
+    (key,) = grid.missing_cohorts()
+    options = ("--max-jobs-per-timespan", "0/1s", "--", str(grid.marker(key)))
+    subprocess.run([*batch._engine(grid, cores=1, gpus=0, slurm=False), *options], check=True, timeout=120, cwd=grid.folder)
+    assert victim.finished
+    assert grid.missing_cohorts() == []
+
+
 def test_shared_runs_are_one_job_and_teachers_come_first():
     grid = Grid("lite", ["00_quickstart", "04_few_shot"])
     names = [folder.path.name for cohort in grid.cohorts.values() for folder in cohort]
