@@ -288,9 +288,10 @@ def summary(grid, seconds=None):
 
 def expected(grid):
     """{cohort to be trained: seconds that it takes here}, from a few timed steps of each kind."""
-    configs = [[folder.config for folder in _unfinished(grid.cohorts[key])] for key in grid.missing_cohorts()]
-    flat = iter(expected_seconds([config for cohort in configs for config in cohort]))
-    return {key: sum(next(flat) for _ in cohort) for key, cohort in zip(grid.missing_cohorts(), configs, strict=True)}
+    # Read once: jobs that a killed engine left behind may end meanwhile.
+    configs = {key: [folder.config for folder in _unfinished(grid.cohorts[key])] for key in grid.missing_cohorts()}
+    flat = iter(expected_seconds([config for cohort in configs.values() for config in cohort]))
+    return {key: sum(next(flat) for _ in cohort) for key, cohort in configs.items()}
 
 
 def run(grid, cores=None, gpus=None, slurm=False, seconds=None, poll=1.0, say=print):

@@ -304,6 +304,19 @@ def test_the_engine_does_not_wake_more_often_with_every_job_that_ended(done):
     assert grid.missing_cohorts() == []
 
 
+def test_a_run_may_end_while_the_expected_time_is_measured(lab, monkeypatch):
+    # A job that a killed engine left behind ends when it will.
+    grid = Grid(PROFILE)
+    keys = grid.missing_cohorts()
+
+    def measured(configs):
+        monkeypatch.setattr(grid, "missing_cohorts", lambda: keys[1:])
+        return [2.0] * len(configs)
+
+    monkeypatch.setattr(batch, "expected_seconds", measured)
+    assert batch.expected(grid) == {key: 2.0 * len(grid.cohorts[key]) for key in keys}
+
+
 def test_shared_runs_are_one_job_and_teachers_come_first():
     grid = Grid("lite", ["00_quickstart", "04_few_shot"])
     names = [folder.path.name for cohort in grid.cohorts.values() for folder in cohort]
