@@ -16,9 +16,9 @@ if workflow.dryrun:
 
 done, logs = (grid.folder / "done").as_posix(), (grid.folder / "logs").as_posix()
 asked = " ".join(f"--notebook {stem}" for stem in grid.stems)
-DO = f"OMP_NUM_THREADS={{threads}} CCD_JOBS=1 {quote(sys.executable)} -m ccdlib job --profile {grid.profile} {asked} "
+DO = f"OMP_NUM_THREADS={{threads}} CCD_JOBS=1 {quote(sys.executable)} -m ccdlib job --profile {grid.profile} {asked} --gpus {{resources.gpu}} "
 TO_LOG = " > {log:q} 2>&1"
-# On a CPU one thread, whatever the machine: a run has the same bits wherever it is trained.
+# On a CPU one thread unless asked for more: a run has the same bits wherever it is trained.
 THREADS = int(config.get("threads", 1))
 
 
@@ -76,5 +76,7 @@ rule verdicts:
         f"{done}/{PAGE}",
     log:
         f"{logs}/{PAGE}.log",
+    resources:
+        gpu=0,
     shell:
         DO + PAGE + TO_LOG

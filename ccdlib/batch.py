@@ -23,10 +23,11 @@ from filelock import FileLock, Timeout
 from ccdlib import paths, verdicts
 from ccdlib.config import RunConfig
 from ccdlib.experiments import expected_seconds, experiment, grouped
-from ccdlib.notebook import asked_for, present, run_notebook
+from ccdlib.notebook import asked_for, gpu_hours, present, run_notebook
 from ccdlib.registry import CcdError, unknown
+from ccdlib.runs import best_device, write_whole
 from ccdlib.runs import cores as every_core
-from ccdlib.runs import write_whole
+from ccdlib.runs import gpus as every_gpu
 from ccdlib.train import fit_cohort, folder_of
 
 PAGE = "verdicts"  # the job that brings the verdict page up to date
@@ -233,20 +234,23 @@ def _alone(grid, job):
 def gpu_slot(n=1, every=1.0):
     """Hold n GPUs of this machine that no other job holds, as the only ones that this process sees; without GPUs, nothing.
 
-    To be entered before CUDA is looked at. The locks end with the process, however it ends. every: seconds between attempts.
-    Errors: CcdError where there are fewer than n.
+    To be entered before anything else: once CUDA was begun, which a look at what "auto" means does, a process keeps the GPUs
+    that it saw then. The locks end with the process, however it ends. every: seconds between attempts. Errors: CcdError where
+    there are fewer than n.
     """
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = [str(k) for k in range(torch.cuda.device_count())] if named is None else list(filter(None, named.split(",")))
-    folder = Path(tempfile.gettempdir()) / f"ccdlib-gpus-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    if gpus and n > len(gpus):
-        raise CcdError(f"{n} GPUs are needed at once and {len(gpus)} are here; lower `processes`, or take a larger machine")
-    while gpus:
+    named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(every_gpu())))
+    here = named.split(",") if n and every_gpu() else []
+    # Slurm numbers the GPUs of each of its jobs from 0: two of them on one machine hold no GPU in common.
+    folder = Path(tempfile.gettempdir()) / f"ccdlib-gpus-{os.getuid()}-{os.environ.get('SLURM_JOB_ID', 'all')}"
+    if here:
+        folder.mkdir(exist_ok=True)
+    if here and n > len(here):
+        raise CcdError(f"{n} GPUs are needed at once and {len(here)} are here; lower `processes`, or take a larger machine")
+    while here:
         with ExitStack() as held:  # all of them or none: two jobs that each hold a part would wait for ever
             mine = []
-            for gpu in gpus:
-                if len(mine) < n and _taken(held, folder / f"{gpu}.lock"):
+            for gpu in here:
+                if len(mine) < n and _taken(held, folder / f"{gpu.replace('/', '-')}.lock"):
                     mine.append(gpu)
             if len(mine) == n:
                 os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
@@ -283,27 +287,37 @@ def summary(grid, seconds=None):
         return "\n".join([*lines, "nothing to do"])
     if seconds:
         lines.append(f"  about {_duration(sum(seconds.values()))} of training, one cohort at a time")
+    elif best_device().type == "cuda":
+        lines += _indented(gpu_hours([folder.config for key in cohorts for folder in _unfinished(grid.cohorts[key])]))
     return "\n".join(lines)
 
 
+def _indented(line):
+    return [f"  {line}"] if line else []
+
+
 def expected(grid):
-    """{cohort to be trained: seconds that it takes here}, from a few timed steps of each kind."""
+    """{cohort to be trained: seconds that it takes here}, from a few timed steps of each kind; {} where there is no GPU and the
+    runs are a GPU's, as on the machine from which jobs are submitted."""
+    if best_device().type == "cuda" and not every_gpu():
+        return {}
     # Read once: jobs that a killed engine left behind may end meanwhile.
     configs = {key: [folder.config for folder in _unfinished(grid.cohorts[key])] for key in grid.missing_cohorts()}
     flat = iter(expected_seconds([config for cohort in configs.values() for config in cohort]))
+    torch.cuda.empty_cache()  # this process stays until the morning; without CUDA, nothing
     return {key: sum(next(flat) for _ in cohort) for key, cohort in configs.items()}
 
 
-def run(grid, cores=None, gpus=None, slurm=False, seconds=None, poll=1.0, say=print):
+def run(grid, cores=None, gpus=None, jobs=None, slurm=False, seconds=None, poll=1.0, say=print):
     """Run the engine until nothing more can be done; returns whether all is done.
 
-    cores: CPU cores to use (None: all), gpus: GPUs to use (None: all): one job a GPU, or a core where there are none. slurm:
-    submit the jobs by profiles/slurm instead, with so many cores for each GPU (None: 8). seconds: see expected(). A second
-    batch of the same profile is refused.
+    cores: CPU cores to use (None: all), gpus: GPUs to use (None: all): one job a GPU. jobs: where there are no GPUs, how many
+    share the cores (None: one a core). slurm: submit the jobs by profiles/slurm instead, with so many cores for each GPU
+    (None: 8). seconds: see expected(). A second batch of the same profile is refused.
     """
     grid.forget()
-    jobs = grid.missing()
-    if not jobs:
+    missing = grid.missing()
+    if not missing:
         return True
     lock = _lock(grid, "batch")
     Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
@@ -312,30 +326,35 @@ def run(grid, cores=None, gpus=None, slurm=False, seconds=None, poll=1.0, say=pr
     except Timeout:
         raise CcdError(f"a batch of {grid.profile} is running already; its log is {grid.folder / 'engine.log'}") from None
     with lock, open(grid.folder / "engine.log", "ab") as log:
-        watch = Watch(grid, jobs, seconds or {}, say)
-        process = subprocess.Popen(_engine(grid, cores, gpus, slurm), stdout=log, stderr=log, cwd=grid.folder)
+        watch = Watch(grid, missing, seconds or {}, say)
+        process = subprocess.Popen(_engine(grid, cores, gpus, jobs, slurm), stdout=log, stderr=log, cwd=grid.folder)
         try:
             while process.poll() is None:
                 time.sleep(poll)
                 watch.look()
         except KeyboardInterrupt:
             process.wait()  # it was interrupted, too
-        return watch.end()
+        done = watch.end()
+        if not done and grid.profile != "smoke" and verdicts.outdated():
+            verdicts.write()  # its job needs all notebooks
+            say("The verdict page has the notebooks that are done.")
+        return done
 
 
-def _engine(grid, cores, gpus, slurm):
+def _engine(grid, cores=None, gpus=None, jobs=None, slurm=False):
     """The command that starts Snakemake; most of its options are in profiles/."""
-    gpus = torch.cuda.device_count() if gpus is None else gpus
+    gpus = every_gpu() if gpus is None else gpus
     if slurm:
         profile, threads = "slurm", cores or 8
     else:
-        profile, threads = "default", max(1, (cores or every_core()) // gpus) if gpus else 1
+        cores = cores or every_core()
+        profile, threads = "default", max(1, cores // (gpus or jobs or cores))
     given = {"checked": 1, "threads": threads, "profile": grid.profile, "notebooks": " ".join(grid.stems)}
     return [
         *(sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile")),
         *("--workflow-profile", str(paths.ROOT / "profiles" / profile)),
         *("--config", *(f"{name}={value}" for name, value in given.items())),
-        *(() if slurm else ("--cores", str(cores or every_core()), "--resources", f"gpu={gpus}")),
+        *(() if slurm else ("--cores", str(cores), "--resources", f"gpu={gpus}")),
     ]
 
 
@@ -347,11 +366,12 @@ class Watch:
         self.began, self.states = time.time(), {}
 
     def state(self, job):
-        """done, running, failed or waiting."""
+        """done, running, failed or waiting; starting, when its process has not begun to work, or was killed."""
         grid = self.grid
         if grid.marker(job).exists():
             return "done"
-        if not self._begun(job):
+        log = grid.log(job)
+        if not log.exists() or log.stat().st_mtime < self.began:
             return "waiting"
         try:
             with _lock(grid, job).acquire(timeout=0):
@@ -360,11 +380,7 @@ class Watch:
         except Timeout:
             return "running"
         failed = grid.failed(job)
-        return "failed" if failed.exists() and failed.stat().st_mtime >= self.began - 1 else "waiting"
-
-    def _begun(self, job):
-        log = self.grid.log(job)
-        return log.exists() and log.stat().st_mtime >= self.began
+        return "failed" if failed.exists() and failed.stat().st_mtime >= self.began - 1 else "starting"
 
     def look(self):
         """Say what has changed since the last look, a line a job."""
@@ -375,7 +391,8 @@ class Watch:
                 self.say(f"{time.strftime('%H:%M:%S')}  {state:6}  {self.grid.about(job):50}  {self._progress()}")
 
     def _progress(self):
-        counts = {state: list(self.states.values()).count(state) for state in ("done", "running", "failed")}
+        states = ["running" if state == "starting" else state for state in self.states.values()]
+        counts = {state: states.count(state) for state in ("done", "running", "failed")}
         said = ", ".join(f"{n} {state}" for state, n in counts.items() if n or state == "done")
         left = self._left()
         return f"[{said} of {len(self.jobs)}{'' if left is None else f'; about {_duration(left)} to go'}]"
@@ -383,7 +400,7 @@ class Watch:
     def _left(self):
         """Seconds until all is trained, at the pace so far; None where nothing is known."""
         done = sum(self.seconds.get(job, 0) for job, state in self.states.items() if state == "done")
-        to_go = sum(self.seconds.get(job, 0) for job, state in self.states.items() if state in ("running", "waiting"))
+        to_go = sum(self.seconds.get(job, 0) for job, state in self.states.items() if state not in ("done", "failed"))
         return to_go * (time.time() - self.began) / done if done else None
 
     def end(self):
@@ -391,8 +408,7 @@ class Watch:
         self.look()
         of = {state: [] for state in ("done", "failed", "running", "waiting")}
         for job, state in self.states.items():
-            killed = state == "waiting" and self._begun(job)  # nobody was left to say so
-            of["failed" if killed else state].append(job)
+            of["failed" if state == "starting" else state].append(job)  # it was killed: nobody was left to say so
         self.say(f"{len(of['done'])} of {len(self.jobs)} jobs done in {_duration(time.time() - self.began)}")
         for job in of["failed"]:
             log = self.grid.log(job)

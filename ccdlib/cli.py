@@ -92,11 +92,12 @@ def plan(notebook, profile, files, given):
 @click.option("--profile", **PROFILE)
 @click.option("--cores", type=click.IntRange(1), help="CPU cores to use; with --slurm, for each GPU.  [default: all; 8]")
 @click.option("--gpus", type=click.IntRange(0), help="GPUs to use.  [default: all]")
+@click.option("--jobs", type=click.IntRange(1), help="Without GPUs: jobs at once, which share the cores.  [default: one a core]")
 @click.option("--slurm", is_flag=True, help="Submit the jobs to Slurm, as profiles/slurm says.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what is missing and how long it takes; train nothing.")
 @click.option("--no-expectation", is_flag=True, help="Do not time any steps to say how long it takes.")
 @click.argument("notebooks", nargs=-1, **NOTEBOOK)
-def batch(notebooks, profile, cores, gpus, slurm, dry_run, no_expectation):
+def batch(notebooks, profile, cores, gpus, jobs, slurm, dry_run, no_expectation):
     """Train and run what the NOTEBOOKS (all, when none is named) of a profile lack; what is finished is found.
 
     One job a GPU at a time, or one a core where there is no GPU: a cohort of runs, a notebook, the verdict page. Whatever is
@@ -114,7 +115,7 @@ def batch(notebooks, profile, cores, gpus, slurm, dry_run, no_expectation):
     grid = engine.Grid(profile, notebooks)
     seconds = {} if no_expectation or slurm else engine.expected(grid)
     click.echo(engine.summary(grid, seconds))
-    if not dry_run and not engine.run(grid, cores, gpus, slurm, seconds, say=click.echo):
+    if not dry_run and not engine.run(grid, cores, gpus, jobs, slurm, seconds, say=click.echo):
         sys.exit(1)
 
 
@@ -174,13 +175,14 @@ def _read_configs(file, processes):
 @cli.command(hidden=True)
 @click.option("--profile", default="smoke")
 @click.option("--notebook", "notebooks", multiple=True)
+@click.option("--gpus", type=int, default=0)
 @click.argument("job")
-def job(job, profile, notebooks):
+def job(job, profile, notebooks, gpus):
     """Do one JOB of a batch; the Snakefile calls this."""
     from ccdlib import batch as engine
 
-    grid = engine.Grid(profile, notebooks, check=False)  # the batch did, and fit() does for its own
-    with engine.gpu_slot(grid.processes(job)):
+    with engine.gpu_slot(gpus):
+        grid = engine.Grid(profile, notebooks, check=False)  # the batch did, and fit() does for its own
         engine.work(grid, job)
 
 

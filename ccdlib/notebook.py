@@ -333,7 +333,7 @@ def plan(name, profile="smoke", files=(), given=()):
     if "data" in values and not present(values["data"]):
         arms = "\n".join(f"  {arm}" for arm in planned.arms)
         title = f"{path.stem}, profile {profile}, {values['seeds']} seeds; {values['data']} is not here, nothing was looked up"
-        return f"{title}\n{arms}\n{_gpu_hours(planned.configs)}"
+        return f"{title}\n{arms}\n{gpu_hours(planned.configs)}"
     planned.check()
     rows = planned.plan()
     width = max(len(row["arm"]) for row in rows)
@@ -349,14 +349,14 @@ def plan(name, profile="smoke", files=(), given=()):
     if total["expected"]:
         lines.append(f"about {total['expected'] / jobs():.0f} s of training to go, {jobs()} at once")
         missing = [folder.config for _, folder in planned.runs.values() if not folder.finished]
-        lines[-1:-1] = [said] if (said := _gpu_hours(missing)) else []
+        lines[-1:-1] = [said] if (said := gpu_hours(missing)) else []
     return "\n".join(lines)
 
 
 RATE = 100.0  # TFLOP/s that a GPU keeps up in training, where CCD_TFLOPS says nothing
 
 
-def _gpu_hours(configs):
+def gpu_hours(configs):
     """The work of trainings in words, where it is worth any: counted, so that neither a GPU nor the data must be here."""
     from ccdlib.measure import training_macs  # a kernel does not need it
 

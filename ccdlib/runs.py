@@ -155,6 +155,12 @@ def best_device():
     return torch.device(given)
 
 
+def gpus():
+    """How many GPUs there are for "auto"; none where it means the CPU. CUDA is not begun by asking, so that a process can
+    still choose the GPUs that it sees."""
+    return 0 if os.environ.get("CCD_DEVICE") == "cpu" else torch.cuda.device_count()
+
+
 def cores():
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

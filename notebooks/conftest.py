@@ -10,6 +10,7 @@ def pytest_configure(config):
     """Every check trains anew, in a folder of its own: a stored run must not hide that the code has changed."""
     config.nbval_outputs = tempfile.TemporaryDirectory(prefix="ccdlib-nbval-")
     os.environ["CCD_OUTPUTS"] = config.nbval_outputs.name
+    os.environ.setdefault("CCD_DEVICE", "cpu")  # the stored outputs are a CPU's
 
 
 def pytest_unconfigure(config):

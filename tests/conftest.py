@@ -11,6 +11,8 @@ from PIL import Image
 
 from ccdlib import paths
 
+os.environ.setdefault("CCD_DEVICE", "cpu")  # golden numbers are a CPU's; tests of CUDA name it
+
 
 @pytest.fixture(autouse=True)
 def outputs(tmp_path, monkeypatch):

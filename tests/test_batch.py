@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ccdlib import batch, paths
+from ccdlib import batch, cli, paths
 from ccdlib.batch import Grid, gpu_slot
 from ccdlib.config import RunConfig
 from ccdlib.experiments import Experiment
@@ -304,6 +304,46 @@ def test_the_engine_does_not_wake_more_often_with_every_job_that_ended(done):
     assert grid.missing_cohorts() == []
 
 
+def test_without_a_gpu_the_work_of_a_gpus_runs_is_counted_instead_of_timed(lab, monkeypatch):
+    monkeypatch.setenv("CCD_TFLOPS", "0.00001")
+    assert "GPU hours" not in batch.summary(Grid(PROFILE))
+    monkeypatch.setenv("CCD_DEVICE", "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    grid = Grid(PROFILE)
+    assert batch.expected(grid) == {}
+    assert "8 runs, " in batch.summary(grid)
+    assert "GPU hours at 1e-05 TFLOP/s" in batch.summary(grid)
+
+
+def test_a_job_that_has_just_started_counts_as_running_and_as_failed_when_the_engine_is_gone(lab):
+    grid, lines = Grid(PROFILE), []
+    watch = batch.Watch(grid, grid.missing(), {}, lines.append)
+    first, second, *_ = watch.jobs
+    for job in (first, second):
+        grid.log(job).parent.mkdir(parents=True, exist_ok=True)
+        grid.log(job).write_text("")
+        os.utime(grid.log(job), (watch.began + 1, watch.began + 1))
+    (grid.folder / "locks").mkdir()
+    batch.write_whole(grid.failed(second), "")
+    watch.look()
+    assert "[0 done, 1 running, 1 failed of " in lines[-1]
+    assert not watch.end()
+    assert sum("(killed without a word)" in line for line in lines) == 2
+
+
+def test_the_verdict_page_has_what_is_done_when_something_failed(done, monkeypatch):
+    edit_cell(done, "code", "run.save()", "run.save()  # changed")
+    written, lines = [], []
+    monkeypatch.setattr(batch, "_engine", lambda *given: [sys.executable, "-c", ""])
+    monkeypatch.setattr(batch.verdicts, "write", lambda: written.append(1))
+    assert not batch.run(Grid(PROFILE), poll=0.01, say=lines.append)
+    assert not written  # nothing has changed
+    monkeypatch.setattr(batch.verdicts, "outdated", lambda: True)
+    assert not batch.run(Grid(PROFILE), poll=0.01, say=lines.append)
+    assert written == [1]
+    assert lines[-1] == "The verdict page has the notebooks that are done."
+
+
 def test_a_run_may_end_while_the_expected_time_is_measured(lab, monkeypatch):
     # A job that a killed engine left behind ends when it will.
     grid = Grid(PROFILE)
@@ -363,10 +403,29 @@ def test_a_second_batch_of_a_profile_is_refused_while_one_runs(lab):
 # ---------------------------------------------------------------- devices
 
 
+def two_gpus(monkeypatch):
+    """As if this machine had two GPUs, counted without beginning CUDA."""
+    monkeypatch.delenv("CCD_DEVICE", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+def test_a_job_chooses_its_gpu_before_cuda_is_begun(lab, monkeypatch, tmp_path):
+    # is_available() begins CUDA, and from then on a process keeps the GPUs that it saw.
+    monkeypatch.setattr(batch.tempfile, "gettempdir", lambda: str(tmp_path))
+    two_gpus(monkeypatch)
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")))
+    (key, *_) = [key for key in Grid(PROFILE).cohorts if key.startswith("ce-")]
+    seen.clear()
+    cli.main(["job", "--profile", PROFILE, "--notebook", STEM, "--gpus", "1", key])
+    assert set(seen) == {"0"}
+    assert Grid(PROFILE).marker(key).exists()
+
+
 def test_jobs_on_gpus_never_share_one(monkeypatch, tmp_path):
     monkeypatch.setattr(batch.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    two_gpus(monkeypatch)
     with gpu_slot() as first:
         assert os.environ["CUDA_VISIBLE_DEVICES"] == first == "0"
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # as another process sees it
@@ -376,6 +435,11 @@ def test_jobs_on_gpus_never_share_one(monkeypatch, tmp_path):
             monkeypatch.setattr(batch.time, "sleep", lambda seconds: (_ for _ in ()).throw(TimeoutError))
             with pytest.raises(TimeoutError), gpu_slot():
                 pass
+            # Slurm numbers each job's GPUs from 0: this one is another.
+            monkeypatch.setenv("SLURM_JOB_ID", "17")
+            with gpu_slot() as another:
+                assert another == "0"
+            monkeypatch.delenv("SLURM_JOB_ID")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3,4")
     with gpu_slot() as named:
         assert named == "5"
@@ -388,8 +452,13 @@ def test_jobs_on_gpus_never_share_one(monkeypatch, tmp_path):
 
 
 def test_without_a_gpu_there_is_no_slot(monkeypatch):
+    two_gpus(monkeypatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with gpu_slot() as slot:
+        assert slot is None
+    # There are some, and the CPU is asked for.
+    two_gpus(monkeypatch)
+    monkeypatch.setenv("CCD_DEVICE", "cpu")
     with gpu_slot() as slot:
         assert slot is None
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
@@ -404,13 +473,18 @@ def test_a_run_of_several_processes_takes_as_many_gpus(lab):
     assert grid.processes(key) == 4
 
 
-def test_cores_are_divided_among_gpus_and_a_cpu_job_has_one_thread(lab):
-    def config(**given):
-        return batch._engine(Grid(PROFILE), slurm=False, **given)
+def test_cores_are_divided_among_gpus_or_jobs_and_a_cpu_job_has_one_thread(lab, monkeypatch):
+    def command(**given):
+        return batch._engine(Grid(PROFILE), **given)
 
-    assert "threads=1" in config(cores=8, gpus=0)
-    assert "threads=4" in config(cores=8, gpus=2)
-    assert config(cores=8, gpus=2)[-3:] == ["8", "--resources", "gpu=2"]
+    assert "threads=1" in command(cores=8, gpus=0)
+    assert "threads=2" in command(cores=8, gpus=0, jobs=3)
+    assert "threads=4" in command(cores=8, gpus=2)
+    assert command(cores=8, gpus=2)[-3:] == ["8", "--resources", "gpu=2"]
+    two_gpus(monkeypatch)
+    assert command(cores=8)[-1] == "gpu=2"
+    monkeypatch.setenv("CCD_DEVICE", "cpu")
+    assert command(cores=8)[-1] == "gpu=0"
 
 
 def test_runs_of_a_gpu_can_be_named_where_there_is_none_and_not_trained(lab, monkeypatch):
@@ -464,5 +538,5 @@ def test_the_slurm_profile_submits_every_cohort_as_a_job_with_a_gpu(lab, tmp_pat
     submitted = places["log"].read_text().splitlines()
     assert ["rule_notebook" in line for line in submitted] == [False] * 6 + [True]
     for line in submitted:
-        for word in ("--gpus=1", "-t 1440", "--mem 32000", "--cpus-per-task=8"):
+        for word in ("--gpus=1", "--nodes=1", "-t 1440", "--mem 32000", "--cpus-per-task=8"):
             assert word in line

@@ -319,6 +319,14 @@ def test_the_paper_profile_is_valid_and_its_gpu_hours_are_stated_without_the_dat
     assert "CCD_TFLOPS = 'fast'" in capsys.readouterr().err
 
 
+def test_fewer_gpus_than_processes_train_the_same_runs(monkeypatch):
+    values = profile_parameters(paths.NOTEBOOKS / "07_imagenet.ipynb", "paper")
+    monkeypatch.setenv("CCD_DEVICE", "cuda")
+    for gpus, processes in {0: 8, 1: 1, 4: 4, 16: 8}.items():  # none: the machine that submits jobs to others
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert {config.processes for config in experiment("07_imagenet", values).configs} == {processes}
+
+
 def test_running_without_the_data_says_where_it_was_looked_for(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", "07_imagenet", "--profile", "paper", "-p", "data", "imagenet:nowhere"])
