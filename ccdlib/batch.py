@@ -412,7 +412,7 @@ class Watch:
         self.say(f"{len(of['done'])} of {len(self.jobs)} jobs done in {_duration(time.time() - self.began)}")
         for job in of["failed"]:
             log = self.grid.log(job)
-            last = log.read_text(errors="replace").splitlines()[-6:] or ["(killed without a word)"]
+            last = log.read_text(errors="replace").splitlines()[-6:] or ["(it said nothing: it was killed, or the disk is full)"]
             self.say(f"failed: {self.grid.about(job)}; all it said is in {paths.shown(log)}")
             self.say("\n".join(f"    {line}" for line in last))
         for job in of["waiting"]:

@@ -92,7 +92,7 @@ def plan(notebook, profile, files, given):
 @click.option("--profile", **PROFILE)
 @click.option("--cores", type=click.IntRange(1), help="CPU cores to use; with --slurm, for each GPU.  [default: all; 8]")
 @click.option("--gpus", type=click.IntRange(0), help="GPUs to use.  [default: all]")
-@click.option("--jobs", type=click.IntRange(1), help="Without GPUs: jobs at once, which share the cores.  [default: one a core]")
+@click.option("--jobs", type=click.IntRange(1), help="Without GPUs: jobs at once, sharing the cores.  [default: one a core]")
 @click.option("--slurm", is_flag=True, help="Submit the jobs to Slurm, as profiles/slurm says.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what is missing and how long it takes; train nothing.")
 @click.option("--no-expectation", is_flag=True, help="Do not time any steps to say how long it takes.")

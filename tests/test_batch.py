@@ -328,7 +328,7 @@ def test_a_job_that_has_just_started_counts_as_running_and_as_failed_when_the_en
     watch.look()
     assert "[0 done, 1 running, 1 failed of " in lines[-1]
     assert not watch.end()
-    assert sum("(killed without a word)" in line for line in lines) == 2
+    assert sum("it said nothing" in line for line in lines) == 2
 
 
 def test_the_verdict_page_has_what_is_done_when_something_failed(done, monkeypatch):
