@@ -11,7 +11,7 @@ from ccdlib.batch import PAGE, Grid, expected, summary
 
 grid = Grid(config.get("profile", "smoke"), str(config.get("notebooks", "")).split(), check="checked" not in config)
 grid.forget()
-if workflow.dryrun:
+if workflow.output_settings.dryrun:  # workflow.dryrun is not known yet
     print(summary(grid, expected(grid)), file=sys.stderr)
 
 done, logs = (grid.folder / "done").as_posix(), (grid.folder / "logs").as_posix()

@@ -304,6 +304,15 @@ def test_the_engine_does_not_wake_more_often_with_every_job_that_ended(done):
     assert grid.missing_cohorts() == []
 
 
+def test_the_engines_own_dry_run_says_what_is_missing_and_how_long_it_takes(lab):
+    command = [sys.executable, "-m", "snakemake", "-n", "--config", f"profile={PROFILE}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=lab, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "runs       0 done, 8 missing (in 6 cohorts)" in done.stderr
+    assert " s of training, one cohort at a time" in done.stderr
+    assert not finished(lab)
+
+
 def test_without_a_gpu_the_work_of_a_gpus_runs_is_counted_instead_of_timed(lab, monkeypatch):
     monkeypatch.setenv("CCD_TFLOPS", "0.00001")
     assert "GPU hours" not in batch.summary(Grid(PROFILE))
