@@ -10,7 +10,8 @@ from shlex import quote
 from ccdlib.batch import PAGE, Grid, expected, summary
 
 grid = Grid(config.get("profile", "smoke"), str(config.get("notebooks", "")).split(), check="checked" not in config)
-grid.forget()
+if workflow.is_main_process:  # a job on another machine may not see yet what was just done
+    grid.forget()
 if workflow.output_settings.dryrun:  # workflow.dryrun is not known yet
     print(summary(grid, expected(grid)), file=sys.stderr)
 

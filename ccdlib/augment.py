@@ -470,7 +470,7 @@ class Sampled:
         for k in range(self.count):
             which = torch.stack([draws.ops[:, k], draws.levels[:, k], draws.signs[:, k]], 1)
             for case in which.unique(dim=0):
-                rows = (which == case).all(1).nonzero().flatten().to(images.device)
+                rows = (which == case).all(1).nonzero().flatten().to(images.device, non_blocking=True)
                 done = self._one(out.index_select(0, rows), self.ops[case[0]], int(case[1]), int(case[2]))
                 out.index_copy_(0, rows, done)
         return out
@@ -564,7 +564,7 @@ def draw_crops(n, pad, flip, generator):
 def crop_and_flip(images, crops, pad):
     """Random crop at the images' own size from zero padding, then horizontal flip; (N, C, H, W) uint8 to the same."""
     n, channels, height, width = images.shape
-    corners, flips = crops.corners.to(images.device), crops.flips.to(images.device)
+    corners, flips = (drawn.to(images.device, non_blocking=True) for drawn in (crops.corners, crops.flips))
     padded = F.pad(images, (pad,) * 4)
     # Whole rows of pixels first, then columns in each row: rows are copied, only columns are looked up.
     first = padded.shape[2] * torch.arange(n * channels, device=images.device).view(n, channels, 1)
@@ -578,9 +578,7 @@ def crop_and_flip(images, crops, pad):
 def normalise(images, mean, std):
     """uint8 images (N, C, H, W) to float32, (x / 255 - mean) / std per channel, in memory as channels_last, which is what the
     networks want."""
-    shape = (1, -1, 1, 1)
-    mean = torch.tensor(mean, device=images.device).view(shape)
-    std = torch.tensor(std, device=images.device).view(shape)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1).to(images.device, non_blocking=True) for values in (mean, std))
     return images.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 

@@ -17,15 +17,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
+from loky import ProcessPoolExecutor
 
 from ccdlib import paths, verdicts
 from ccdlib.config import RunConfig
 from ccdlib.experiments import expected_seconds, experiment, grouped
 from ccdlib.notebook import asked_for, gpu_hours, present, run_notebook
 from ccdlib.registry import CcdError, unknown
-from ccdlib.runs import best_device, write_whole
+from ccdlib.runs import best_device, file_lock, write_whole
 from ccdlib.runs import cores as every_core
 from ccdlib.runs import gpus as every_gpu
 from ccdlib.train import fit_cohort, folder_of
@@ -218,34 +218,46 @@ def work(grid, job):
 
 
 def _lock(grid, job):
-    return FileLock(grid.folder / "locks" / f"{job}.lock")
+    return file_lock(grid.folder / "locks" / f"{job}.lock")
 
 
 @contextmanager
 def _alone(grid, job):
     """Wait until no other process does this job: an engine that was killed may have left one behind."""
     lock = _lock(grid, job)
-    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-    with lock:
+    _acquire(lock)
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock, timeout=-1):
+    """Take a lock within so many seconds (-1: whenever), or Timeout; CcdError where files cannot be locked."""
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise
+    except OSError as error:
+        raise CcdError(
+            f"{lock.lock_file} cannot be locked ({error.strerror}); name another file system in CCD_OUTPUTS"
+        ) from error
 
 
 @contextmanager
 def gpu_slot(n=1, every=1.0):
-    """Hold n GPUs of this machine that no other job holds, as the only ones that this process sees; without GPUs, nothing.
+    """Hold n GPUs of this machine (all, where there are fewer) that no other job holds, as the only ones it sees.
 
     To be entered before anything else: once CUDA was begun, which a look at what "auto" means does, a process keeps the GPUs
-    that it saw then. The locks end with the process, however it ends. every: seconds between attempts. Errors: CcdError where
-    there are fewer than n.
+    that it saw then. The locks end with the process, however it ends. every: seconds between attempts.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(every_gpu())))
-    here = named.split(",") if n and every_gpu() else []
+    here = named.split(",") if n and every_gpu() else ()
     # Slurm numbers the GPUs of each of its jobs from 0: two of them on one machine hold no GPU in common.
     folder = Path(tempfile.gettempdir()) / f"ccdlib-gpus-{os.getuid()}-{os.environ.get('SLURM_JOB_ID', 'all')}"
-    if here:
-        folder.mkdir(exist_ok=True)
-    if here and n > len(here):
-        raise CcdError(f"{n} GPUs are needed at once and {len(here)} are here; lower `processes`, or take a larger machine")
+    folder.mkdir(exist_ok=True)
+    n = min(n, len(here))
     while here:
         with ExitStack() as held:  # all of them or none: two jobs that each hold a part would wait for ever
             mine = []
@@ -262,7 +274,7 @@ def gpu_slot(n=1, every=1.0):
 
 def _taken(held, lock):
     with suppress(Timeout):
-        held.enter_context(FileLock(lock).acquire(timeout=0))
+        held.enter_context(file_lock(lock).acquire(timeout=0))
         return True
     return False
 
@@ -288,12 +300,9 @@ def summary(grid, seconds=None):
     if seconds:
         lines.append(f"  about {_duration(sum(seconds.values()))} of training, one cohort at a time")
     elif best_device().type == "cuda":
-        lines += _indented(gpu_hours([folder.config for key in cohorts for folder in _unfinished(grid.cohorts[key])]))
+        hours = gpu_hours([folder.config for key in cohorts for folder in _unfinished(grid.cohorts[key])])
+        lines += [f"  {hours}"] * bool(hours)
     return "\n".join(lines)
-
-
-def _indented(line):
-    return [f"  {line}"] if line else []
 
 
 def expected(grid):
@@ -303,8 +312,12 @@ def expected(grid):
         return {}
     # Read once: jobs that a killed engine left behind may end meanwhile.
     configs = {key: [folder.config for folder in _unfinished(grid.cohorts[key])] for key in grid.missing_cohorts()}
-    flat = iter(expected_seconds([config for cohort in configs.values() for config in cohort]))
-    torch.cuda.empty_cache()  # this process stays until the morning; without CUDA, nothing
+    each = [config for cohort in configs.values() for config in cohort]
+    if every_gpu():  # by another process: this one stays until the morning, and would keep a part of a GPU
+        with ProcessPoolExecutor(1) as another:
+            flat = iter(another.submit(expected_seconds, each).result())
+    else:
+        flat = iter(expected_seconds(each))
     return {key: sum(next(flat) for _ in cohort) for key, cohort in configs.items()}
 
 
@@ -320,9 +333,8 @@ def run(grid, cores=None, gpus=None, jobs=None, slurm=False, seconds=None, poll=
     if not missing:
         return True
     lock = _lock(grid, "batch")
-    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock.acquire(timeout=0)
+        _acquire(lock, timeout=0)
     except Timeout:
         raise CcdError(f"a batch of {grid.profile} is running already; its log is {grid.folder / 'engine.log'}") from None
     with lock, open(grid.folder / "engine.log", "ab") as log:
@@ -412,7 +424,7 @@ class Watch:
         self.say(f"{len(of['done'])} of {len(self.jobs)} jobs done in {_duration(time.time() - self.began)}")
         for job in of["failed"]:
             log = self.grid.log(job)
-            last = log.read_text(errors="replace").splitlines()[-6:] or ["(it said nothing: it was killed, or the disk is full)"]
+            last = log.read_text(errors="replace").splitlines()[-6:] or ["(it said nothing: killed, or the disk is full)"]
             self.say(f"failed: {self.grid.about(job)}; all it said is in {paths.shown(log)}")
             self.say("\n".join(f"    {line}" for line in last))
         for job in of["waiting"]:

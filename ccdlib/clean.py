@@ -3,10 +3,11 @@
 import json
 import shutil
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ccdlib import paths
 from ccdlib.registry import CcdError
+from ccdlib.runs import file_lock
 
 
 def removable(runs=False):
@@ -21,7 +22,8 @@ def removable(runs=False):
         _free(lock, f"a batch is running ({paths.shown(lock.parent.parent)}); wait for its end, or stop it")
     profiles = {folder.name for folder in paths.PARAMS.iterdir()}
     own = [folder for folder in sorted(out.glob("*")) if folder.is_dir() and _own(folder.name, profiles)]
-    found = [out / ".batch", *own, *sorted(out.glob("*/*.failed.ipynb")), *sorted(out.glob("runs/*.damaged-*"))]
+    failed, damaged = sorted(out.glob("*/*.failed.ipynb")), sorted(out.glob("runs/*.damaged-*"))
+    found = [out / ".batch", out / ".images", *own, *failed, *damaged]
     if runs:
         needed = _published_runs(profiles)
         for folder in sorted((out / "runs").glob("*-*")):
@@ -55,7 +57,7 @@ def _free(lock, message):
     if not lock.exists():
         return
     try:
-        with FileLock(lock).acquire(timeout=0):
+        with file_lock(lock).acquire(timeout=0):
             pass
     except Timeout:
         raise CcdError(message) from None

@@ -91,7 +91,7 @@ def plan(notebook, profile, files, given):
 )
 @click.option("--profile", **PROFILE)
 @click.option("--cores", type=click.IntRange(1), help="CPU cores to use; with --slurm, for each GPU.  [default: all; 8]")
-@click.option("--gpus", type=click.IntRange(0), help="GPUs to use.  [default: all]")
+@click.option("--gpus", type=click.IntRange(0), help="GPUs to use; 0: train on the CPU.  [default: all]")
 @click.option("--jobs", type=click.IntRange(1), help="Without GPUs: jobs at once, sharing the cores.  [default: one a core]")
 @click.option("--slurm", is_flag=True, help="Submit the jobs to Slurm, as profiles/slurm says.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what is missing and how long it takes; train nothing.")
@@ -112,6 +112,8 @@ def batch(notebooks, profile, cores, gpus, jobs, slurm, dry_run, no_expectation)
         raise CcdError("a batch needs Snakemake, which is not installed; run: pip install 'ccdlib[batch]' (or make reproduce)")
     if slurm:
         os.environ.setdefault("CCD_DEVICE", "cuda")  # what "auto" means on the nodes, also where the engine runs
+    elif gpus == 0:
+        os.environ["CCD_DEVICE"] = "cpu"
     grid = engine.Grid(profile, notebooks)
     seconds = {} if no_expectation or slurm else engine.expected(grid)
     click.echo(engine.summary(grid, seconds))
@@ -179,8 +181,11 @@ def _read_configs(file, processes):
 @click.argument("job")
 def job(job, profile, notebooks, gpus):
     """Do one JOB of a batch; the Snakefile calls this."""
+    import signal
+
     from ccdlib import batch as engine
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that processes which it started end with it
     with engine.gpu_slot(gpus):
         grid = engine.Grid(profile, notebooks, check=False)  # the batch did, and fit() does for its own
         engine.work(grid, job)

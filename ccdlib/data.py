@@ -374,15 +374,16 @@ def _photos(name, _, side):
     return image_folder(name, photos(paths.downloads() / "photos"), side)
 
 
-def class_folders(path, side, what):
-    """torchvision's ImageFolders of path/train and path/val; CcdError where they are none, or `side` is too small.
-
-    what: the kind of data set, for the message.
-    """
-    from ccdlib.vision import torchvision
-
+def check_side(side, path):
+    """Raise CcdError for a `side` that images of `path` cannot be resized to."""
     if not isinstance(side, int) or side < 8:
         raise CcdError(f"side = {side!r} for {path}: allowed are whole numbers of pixels from 8")
+
+
+def class_folders(path, what):
+    """torchvision's ImageFolders of path/train and path/val; CcdError where they are none. what: the data, for the message."""
+    from ccdlib.vision import torchvision
+
     found = []
     for part in ("train", "val"):
         try:
@@ -415,7 +416,8 @@ def _folder(path, side):
     def read(sample):
         return np.array(read_rgb(sample[0]).resize((side, side), Image.Resampling.BICUBIC))
 
-    arrays, folders = {}, class_folders(path, side, "A folder data set")
+    check_side(side, path)
+    arrays, folders = {}, class_folders(path, "A folder data set")
     for split, found in zip(SPLITS, folders, strict=True):
         with ThreadPoolExecutor() as pool:
             images = list(pool.map(read, found.samples))

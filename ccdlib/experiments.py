@@ -21,7 +21,7 @@ from ccdlib.data import sizes_of
 from ccdlib.group import launch
 from ccdlib.methods import METHODS
 from ccdlib.registry import CcdError, Registry, unknown
-from ccdlib.runs import best_device, cores, gpus
+from ccdlib.runs import best_device, cores
 from ccdlib.stats import INFINITY, Claim, Contrast, Peak, equivalent, more, no_better, slope
 from ccdlib.train import check, fit, fit_cohort, folder_of, pace, steps_an_epoch
 
@@ -632,8 +632,7 @@ def _ccd_claims(p):
 @EXPERIMENTS.add("07_imagenet")
 def imagenet(p):
     """KD, KD + JDA and CCD from images in files, JDA on whole images and, once more, after the crop."""
-    # Fewer GPUs than processes train the same run, because how many there are does not name it.
-    every = {"side": p["side"], "processes": min(p["processes"], gpus() or p["processes"])}
+    every = {"side": p["side"], "processes": p["processes"]}
     arms = {}
     if p["teacher"] == "train":
         arms["teacher"] = teachers = _teachers(p, **every)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from ccdlib import paths
 from ccdlib.augment import Policy
-from ccdlib.data import class_folders, read_rgb, stratified
+from ccdlib.data import check_side, class_folders, read_rgb, stratified
 from ccdlib.registry import CcdError
-from ccdlib.runs import cores
+from ccdlib.runs import cores, write_whole
 from ccdlib.streams import stream
 
 FEW = 256  # images
@@ -92,7 +94,7 @@ class Images:
 
     def in_parts(self, rows, size):
         """(images, labels) of the test rows, `size` at a time, decoded by workers."""
-        loader = _loaded(_Tests(self), [part.tolist() for part in rows.split(size)], torch.stack, self.workers)
+        loader = _loaded(_Tests(self.to("cpu")), [part.tolist() for part in rows.split(size)], torch.stack, self.workers)
         for part, images in zip(rows.split(size), loader, strict=True):
             yield images, self.test_labels[part.to(self.test_labels.device)]
 
@@ -202,7 +204,8 @@ def _loaded(images, batches, merge, workers):
 
 def views_of_files(config, data, epoch, has_twin, views, parts):
     """For each of `parts` (rows of training images) what together() says of it, made by workers."""
-    return _loaded(ViewsOfFile(config, data, epoch, has_twin, views), [part.tolist() for part in parts], together, data.workers)
+    images = ViewsOfFile(config, data.to("cpu"), epoch, has_twin, views)
+    return _loaded(images, [part.tolist() for part in parts], together, data.workers)
 
 
 def check_views(config):
@@ -217,16 +220,36 @@ def check_views(config):
 
 def image_folder(name, path, side):
     """The Images of the folder `path` with train/CLASS/* and val/CLASS/*. Errors: CcdError for what is no such folder."""
-    folders, parts, digest = class_folders(path, side, "An image folder"), [], hashlib.sha256()
-    classes = tuple(folders[0].classes)
+    check_side(side, path)
+    text = _index(path)
+    files = [line.rpartition(" ")[0] for line in text.splitlines()]
+    of_class = [file.split(os.sep)[1] for file in files]
+    classes = sorted(set(of_class))
     if len(classes) < 2:
         raise CcdError(f"{path}: there is only the class {classes[0]!r}; at least two are needed")
-    for folder in folders:
-        files = [os.path.relpath(file, path) for file, _ in folder.samples]
-        for file in files:
-            digest.update(f"{file} {os.stat(path / file).st_size}\n".encode())
-        parts += [np.array(files), torch.tensor(folder.targets)]
-    return Images(name, path, *parts, classes, side, digest.hexdigest())
+    number = {name: k for k, name in enumerate(classes)}
+    labels, n = torch.tensor([number[name] for name in of_class]), sum(file.startswith("train") for file in files)
+    parts = np.array(files[:n]), labels[:n], np.array(files[n:]), labels[n:]
+    return Images(name, path, *parts, tuple(classes), side, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _index(path):
+    """A line "file size" for every image, those of train/ first.
+
+    Kept beside the results for as long as no file comes to or leaves a class folder: every job of a batch needs it, and to look
+    at ImageNet's 1.3 million files takes minutes on the disk of a network.
+    """
+    folders = sorted(path.glob("*/*"))
+    facts = [str(path.resolve()), *(f"{folder} {folder.stat().st_mtime_ns}" for folder in folders)]
+    kept = paths.outputs() / ".images" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+    if kept.exists():
+        return kept.read_text()
+    found = class_folders(path, "An image folder")
+    files = [os.path.relpath(file, path) for folder in found for file, _ in folder.samples]
+    text = "".join(f"{file} {os.stat(path / file).st_size}\n" for file in files)
+    with suppress(CcdError):  # a full disk, say: then it is made again
+        write_whole(kept, text)
+    return text
 
 
 # ---------------------------------------------------------------- a small one, of pictures that our libraries bring along

@@ -51,11 +51,12 @@ def rank():
 @contextmanager
 def joined():
     """Take part in the group that torchrun started."""
-    device = best_device()
-    if device.type == "cuda":
+    backend = "gloo"
+    if best_device().type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"  # a run may ask for the CPU
     # The first process may wait for hours for another one that trains the same run.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
+    dist.init_process_group(backend, timeout=timedelta(days=7))
     try:
         yield
     except CcdError as error:
@@ -151,15 +152,17 @@ def in_group(network, device):
 
 
 def launch(configs, show, repair=False):
-    """Train runs, one after the other, with as many processes of this machine as they ask for, and come back when all are done.
+    """Train runs, one after the other, with as many processes of this machine as they ask for, on GPUs as many as there are at
+    most, and come back when all are done.
 
     A process that is lost ends the group, which then starts again from the last epoch that was kept, a few times. Errors:
     CcdError as fit() raises it, and when processes are lost again and again.
     """
-    processes = max(config.processes for config in configs)
-    gpus = torch.cuda.device_count() if best_device().type == "cuda" else None
-    if gpus is not None and processes > gpus:
-        raise CcdError(f"processes = {processes}: one GPU each is needed, and {gpus} are here; give at most {gpus}")
+    processes, gpus = max(config.processes for config in configs), torch.cuda.device_count()
+    device = best_device().type if configs[0].device == "auto" else configs[0].device
+    if device == "cuda" and processes > gpus:  # how many there are changes no result
+        print(f"{processes} processes were asked for, and {gpus} GPUs are here: one each", file=sys.stderr)
+        processes = gpus
     with tempfile.TemporaryDirectory(prefix="ccdlib-") as folder:
         asked, mistake, log = (Path(folder) / name for name in ("runs.json", "mistake", "log"))
         asked.write_text(json.dumps([config.model_dump(mode="json") for config in configs]))

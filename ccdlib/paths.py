@@ -5,6 +5,9 @@ from pathlib import Path
 
 # The checkout with notebooks/ and params/; $CCD_ROOT names another one than the library lies in.
 ROOT = Path(os.environ.get("CCD_ROOT") or Path(__file__).parent.parent).resolve()
+for _name in ("CCD_OUTPUTS", "CCD_DATA"):  # processes that this one starts do so in other folders
+    if os.environ.get(_name):
+        os.environ[_name] = str(Path(os.environ[_name]).absolute())
 NOTEBOOKS = ROOT / "notebooks"
 PARAMS = ROOT / "params"
 

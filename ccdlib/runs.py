@@ -230,6 +230,14 @@ def existing(file):
     return path
 
 
+def file_lock(path):
+    """A lock that ends with the process that holds it, however that ends; an OSError where the file system has none.
+
+    (By itself FileLock would take a lock there that a killed process leaves behind for ever.)
+    """
+    return FileLock(path, fallback_to_soft=False)
+
+
 class Folder:
     """The folder of one run."""
 
@@ -247,7 +255,7 @@ class Folder:
         """Hold the run: a second process that asks for it waits here, and finds it finished. Freed when a process dies."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))  # beside it: a damaged folder may be renamed
+            lock = file_lock(self.path.with_name(f".{self.path.name}.lock"))  # beside it: a damaged folder may be renamed
             try:
                 lock.acquire(timeout=0)
             except Timeout:

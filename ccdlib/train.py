@@ -374,7 +374,7 @@ class EpochViews:
 
     def _view(self, v, rows):
         """View v of the images in `rows`, and its labels: (n,), or (n, classes) of all views where some are mixed."""
-        labels = self.data.train_labels[rows.to(self.data.train_labels.device)]
+        labels = self.data.train_labels[rows.to(self.data.train_labels.device, non_blocking=True)]
         images = self._cropped(v, rows)
         if not isinstance(self.made, Mix):
             return images, labels
@@ -387,7 +387,7 @@ class EpochViews:
         return mixed, share[:, None] * labels + (1 - share[:, None]) * theirs
 
     def _cropped(self, v, rows):
-        images = self.data.train_images.index_select(0, rows.to(self.data.train_images.device))
+        images = self.data.train_images.index_select(0, rows.to(self.data.train_images.device, non_blocking=True))
         crops, draws = self.crops[v][rows], None
         if v and self.draws and not isinstance(self.made, Mix):
             draws = self.draws[v - 1][rows]
@@ -414,7 +414,7 @@ class FileViews(EpochViews):
             for views, draws in by_view:  # fewer than self.views where none of the images has a twin
                 here = views.to(labels.device, non_blocking=True)
                 images.append(here if draws is None else self.made.apply(here, draws))
-            rows = torch.cat(owners[: len(images)]).to(labels.device)
+            rows = torch.cat(owners[: len(images)]).to(labels.device, non_blocking=True)
             yield self._batch(owners, torch.cat(images), labels[rows], part)
 
 

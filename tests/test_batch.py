@@ -456,8 +456,8 @@ def test_jobs_on_gpus_never_share_one(monkeypatch, tmp_path):
         with gpu_slot(2) as both:
             assert both == "3,4"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3,4")
-    with pytest.raises(CcdError, match="4 GPUs are needed at once and 3 are here"), gpu_slot(4):
-        pass
+    with gpu_slot(4) as every:
+        assert every == "5,3,4"
 
 
 def test_without_a_gpu_there_is_no_slot(monkeypatch):
@@ -480,6 +480,28 @@ def test_a_run_of_several_processes_takes_as_many_gpus(lab):
     for folder in grid.cohorts[key]:
         folder.config = folder.config.model_copy(update={"processes": 4})
     assert grid.processes(key) == 4
+
+
+def test_no_gpus_means_the_cpu(lab, monkeypatch):
+    two_gpus(monkeypatch)
+    ran = []
+    monkeypatch.setattr(batch, "run", lambda *given, **more: ran.append((os.environ["CCD_DEVICE"], batch.every_gpu())) or True)
+    cli.main(["batch", "--profile", PROFILE, "--no-expectation", "--gpus", "0"])
+    assert ran == [("cpu", 0)]
+
+
+def test_a_disk_without_locks_is_named(lab, monkeypatch):
+    grid = Grid(PROFILE)
+
+    class NoLock:
+        lock_file = grid.folder / "locks" / "batch.lock"
+
+        def acquire(self, timeout):
+            raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(batch, "_lock", lambda *given: NoLock())
+    with pytest.raises(CcdError, match="cannot be locked .No locks available.*CCD_OUTPUTS"):
+        batch.run(grid)
 
 
 def test_cores_are_divided_among_gpus_or_jobs_and_a_cpu_job_has_one_thread(lab, monkeypatch):

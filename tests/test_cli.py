@@ -92,6 +92,18 @@ def test_fit_trains_what_a_file_describes_and_finds_it_again(tmp_path, outputs):
     assert again.output == first.output
 
 
+def test_folders_may_be_named_relative_to_where_a_command_is_given(tmp_path):
+    # The notebook's kernel, the engine and the processes of a group start in other folders.
+    environment = os.environ | {"CCD_OUTPUTS": "here", "CCD_DATA": "there"}
+    command = [
+        sys.executable,
+        "-c",
+        "import os; from ccdlib import paths; print(paths.outputs(), *map(os.environ.get, ('CCD_OUTPUTS', 'CCD_DATA')))",
+    ]
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True).stdout.split()
+    assert said == [str(tmp_path / "here"), str(tmp_path / "here"), str(tmp_path / "there")]
+
+
 def test_a_pipe_that_is_closed_is_no_error():
     done = subprocess.run(
         f"{sys.executable} -m ccdlib methods | head -1", shell=True, capture_output=True, text=True, env=os.environ

@@ -250,11 +250,16 @@ def test_a_mistake_in_a_group_is_one_clear_error_and_no_restart(outputs):
     assert "Traceback" not in str(error.value)
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch):
+@pytest.mark.parametrize(("device", "started"), [("auto", "3"), ("cpu", "8")])
+def test_on_fewer_gpus_fewer_processes_train_the_same_run(device, started, monkeypatch, capsys):
     monkeypatch.setenv("CCD_DEVICE", "cuda")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(CcdError, match="processes = 2: one GPU each is needed, and 1 are here"):
-        group.launch([CCD.model_copy(update={"processes": 2})], "none")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(group.subprocess, "Popen", lambda command, **options: (_ for _ in ()).throw(InterruptedError(command)))
+    with pytest.raises(InterruptedError) as begun:
+        group.launch([CCD.model_copy(update={"processes": 8, "device": device})], "none")
+    (command,) = begun.value.args
+    assert command[command.index("--nproc-per-node") + 1] == started
+    assert ("8 processes were asked for, and 3 GPUs are here" in capsys.readouterr().err) == (started == "3")
 
 
 def test_files_of_runs_that_are_none_are_refused(tmp_path, capsys):
