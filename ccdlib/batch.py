@@ -346,6 +346,8 @@ def run(grid, cores=None, gpus=None, jobs=None, slurm=False, seconds=None, poll=
                 watch.look()
         except KeyboardInterrupt:
             process.wait()  # it was interrupted, too
+            say(f"interrupted. {GOES_ON}")
+            raise
         done = watch.end()
         if not done and grid.profile != "smoke" and verdicts.outdated():
             verdicts.write()  # its job needs all notebooks
@@ -368,6 +370,10 @@ def _engine(grid, cores=None, gpus=None, jobs=None, slurm=False):
         *("--config", *(f"{name}={value}" for name, value in given.items())),
         *(() if slurm else ("--cores", str(cores), "--resources", f"gpu={gpus}")),
     ]
+
+
+GOES_ON = "The same command goes on from here; what is finished is kept."
+FEW = 10  # jobs that are named one by one
 
 
 class Watch:
@@ -422,20 +428,28 @@ class Watch:
         for job, state in self.states.items():
             of["failed" if state == "starting" else state].append(job)  # it was killed: nobody was left to say so
         self.say(f"{len(of['done'])} of {len(self.jobs)} jobs done in {_duration(time.time() - self.began)}")
-        for job in of["failed"]:
+        trainings = [job for job in of["waiting"] if job in self.grid.cohorts]
+        if len(trainings) > FEW:
+            self.say(f"not begun: {len(trainings)} trainings")
+        for job in of["waiting"]:
+            if job not in self.grid.cohorts or len(trainings) <= FEW:
+                self.say(f"not begun: {self.grid.about(job)}")
+        for job in of["failed"][:FEW]:
             log = self.grid.log(job)
             last = log.read_text(errors="replace").splitlines()[-6:] or ["(it said nothing: killed, or the disk is full)"]
             self.say(f"failed: {self.grid.about(job)}; all it said is in {paths.shown(log)}")
             self.say("\n".join(f"    {line}" for line in last))
-        for job in of["waiting"]:
-            self.say(f"not begun: {self.grid.about(job)}")
+        if len(of["failed"]) > FEW:
+            self.say(
+                f"failed, too: {len(of['failed']) - FEW} more; what they said is in {paths.shown(self.grid.folder / 'logs')}"
+            )
         for job in of["running"]:
             self.say(f"still running, left behind by an engine that was stopped: {self.grid.about(job)}")
         if len(of["done"]) == len(self.jobs):
             return True
         if not of["done"] and not of["failed"]:
             self.say(f"The engine did not get to work; all it said is in {paths.shown(self.grid.folder / 'engine.log')}")
-        self.say("The same command goes on from here; what is finished is kept.")
+        self.say(GOES_ON)
         return False
 
 

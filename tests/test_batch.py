@@ -120,9 +120,16 @@ def edit_cell(root, kind, old, new):
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 def test_killed_at_any_point_the_same_command_goes_on_and_then_says_nothing_to_do(lab):
     (lab / "params" / PROFILE / f"{STEM}.yaml").write_text(f"{TINY}150\n")
+    # Drill 0: interrupted by Control-C.
+    interrupted = begin()
+    in_training(lab)
+    os.killpg(interrupted.pid, signal.SIGINT)
+    text = said(interrupted)
+    assert text.endswith("interrupted. The same command goes on from here; what is finished is kept.\n\n")
+    assert interrupted.returncode == 130
     # Drill 1: the engine is killed; the jobs that it leaves behind come to their end or are taken over.
-    first = begin()
-    begun = in_training(lab)
+    first, since = begin(), time.time()
+    begun = in_training(lab, since)
     (engine,) = processes("-m snakemake", str(lab))
     before = finished(lab)
     os.kill(engine, signal.SIGKILL)
@@ -338,6 +345,21 @@ def test_a_job_that_has_just_started_counts_as_running_and_as_failed_when_the_en
     assert "[0 done, 1 running, 1 failed of " in lines[-1]
     assert not watch.end()
     assert sum("it said nothing" in line for line in lines) == 2
+
+
+def test_a_summary_stays_short_whatever_has_failed(monkeypatch):
+    grid, lines = Grid("lite", ["00_quickstart"]), []
+    watch = batch.Watch(grid, grid.missing(), {}, lines.append)
+    monkeypatch.setattr(watch, "state", lambda job: "failed" if job.startswith("ce-") else "waiting")
+    monkeypatch.setattr(grid, "log", lambda job: Path(os.devnull))
+    assert not watch.end()
+    failed, waiting = (sum(job.startswith("ce-") == begun for job in grid.cohorts) for begun in (True, False))
+    summary = lines[lines.index(next(line for line in lines if "jobs done in" in line)) :]
+    assert f"not begun: {waiting} trainings" in summary
+    assert "not begun: 00_quickstart" in summary
+    assert sum(line.startswith("failed: ") for line in summary) == 10
+    assert any(f"failed, too: {failed - 10} more" in line for line in summary)
+    assert len(summary) < 30
 
 
 def test_the_verdict_page_has_what_is_done_when_something_failed(done, monkeypatch):
