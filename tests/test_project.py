@@ -162,9 +162,9 @@ def lines_of_code(path):
 
 
 def test_the_library_stays_small():
-    # About 3,000 for the kit itself, 600 for the ten compared methods, their heads and what they cost, 150 for cohorts, 350 for
+    # About 3,000 for the kit itself, 600 for the ten compared methods, their heads and what they cost, 150 for cohorts, 400 for
     # batches, 450 for images in files and processes that train together, 300 for the command line and `clean`.
-    assert sum(map(lines_of_code, (ROOT / "ccdlib").rglob("*.py"))) < 4950
+    assert sum(map(lines_of_code, (ROOT / "ccdlib").rglob("*.py"))) < 5000
 
 
 def test_every_shaping_module_is_hashed():
