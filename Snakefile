@@ -17,7 +17,8 @@ if workflow.output_settings.dryrun:  # workflow.dryrun is not known yet
 
 done, logs = (grid.folder / "done").as_posix(), (grid.folder / "logs").as_posix()
 asked = " ".join(f"--notebook {stem}" for stem in grid.stems)
-DO = f"OMP_NUM_THREADS={{threads}} CCD_JOBS=1 {quote(sys.executable)} -m ccdlib job --profile {grid.profile} {asked} --gpus {{resources.gpu}} "
+DO = f"OMP_NUM_THREADS={{threads}} CCD_JOBS=1 {quote(sys.executable)} -m ccdlib job --gpus {{resources.gpu}} "
+DO += f"--profile {grid.profile} {asked} "
 TO_LOG = " > {log:q} 2>&1"
 # On a CPU one thread unless asked for more: a run has the same bits wherever it is trained.
 THREADS = int(config.get("threads", 1))

@@ -204,7 +204,7 @@ def _code(path):
 
 def work(grid, job):
     """Do a job as the engine asks for it: alone of its name, on a GPU of its own, its marker written when it is done."""
-    with _alone(grid, job):
+    with _acquired(_lock(grid, job)):  # an engine that was killed may have left a process behind that does this job
         grid.failed(job).unlink(missing_ok=True)
         try:
             grid.do(job)
@@ -221,22 +221,11 @@ def _lock(grid, job):
     return file_lock(grid.folder / "locks" / f"{job}.lock")
 
 
-@contextmanager
-def _alone(grid, job):
-    """Wait until no other process does this job: an engine that was killed may have left one behind."""
-    lock = _lock(grid, job)
-    _acquire(lock)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _acquire(lock, timeout=-1):
+def _acquired(lock, timeout=-1):
     """Take a lock within so many seconds (-1: whenever), or Timeout; CcdError where files cannot be locked."""
     try:
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=timeout)
+        return lock.acquire(timeout=timeout)
     except Timeout:
         raise
     except OSError as error:
@@ -332,12 +321,11 @@ def run(grid, cores=None, gpus=None, jobs=None, slurm=False, seconds=None, poll=
     missing = grid.missing()
     if not missing:
         return True
-    lock = _lock(grid, "batch")
     try:
-        _acquire(lock, timeout=0)
+        alone = _acquired(_lock(grid, "batch"), timeout=0)
     except Timeout:
         raise CcdError(f"a batch of {grid.profile} is running already; its log is {grid.folder / 'engine.log'}") from None
-    with lock, open(grid.folder / "engine.log", "ab") as log:
+    with alone, open(grid.folder / "engine.log", "ab") as log:
         watch = Watch(grid, missing, seconds or {}, say)
         process = subprocess.Popen(_engine(grid, cores, gpus, jobs, slurm), stdout=log, stderr=log, cwd=grid.folder)
         try:
