@@ -13,6 +13,7 @@ from functools import cache
 from math import log2
 from statistics import median
 
+import torch
 from loky import ProcessPoolExecutor
 
 from ccdlib.augment import policy_named
@@ -155,12 +156,15 @@ def _with_teachers(config):
 
 def expected_seconds(configs):
     """How long the training of each of `configs` takes here, from a few steps of every kind of cohort, timed three times."""
-    paces, seconds = {}, {}
+    paces, seconds, threads = {}, {}, torch.get_num_threads()
+    if jobs() > 1:  # they have one thread each; more would wait for each other where the machine is busy
+        torch.set_num_threads(1)
     for cohort in grouped(range(len(configs)), lambda k: configs[k].cohort):
         members = [configs[k] for k in cohort]
         kinds = str([_kind(config) for config in members])
         paces[kinds] = paces.get(kinds) or [pace(members) for _ in range(3)]
         seconds |= {k: median(each(configs[k]) for each in paces[kinds]) for k in cohort}
+    torch.set_num_threads(threads)
     return [seconds[k] for k in range(len(configs))]
 
 

@@ -340,6 +340,19 @@ def test_the_plan_counts_each_run_once_and_expects_seconds():
     assert all(row["done"] == 2 and row["expected"] == 0 and row["seconds"] > 0 for row in after)
 
 
+@pytest.mark.parametrize(("jobs", "used"), [("2", 1), ("1", 3)])
+def test_the_expectation_is_timed_with_the_threads_that_a_training_has(jobs, used, monkeypatch):
+    threads = [3]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setenv("CCD_JOBS", jobs)
+    seen = set()
+    monkeypatch.setattr(experiments, "pace", lambda cohort: seen.add(threads[-1]) or (lambda config: 2.0))
+    assert experiments.expected_seconds([RunConfig(), RunConfig(seed=1)]) == [2.0, 2.0]
+    assert seen == {used}
+    assert threads[-1] == 3
+
+
 def test_ccd_plan_prints_what_is_done_and_what_is_missing(outputs):
     given = [part for name, value in SMALL.items() for part in ("-p", name, str(value))]
     said = CliRunner().invoke(cli.cli, ["plan", "00_quickstart", *given], catch_exceptions=False)
