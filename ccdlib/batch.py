@@ -287,11 +287,22 @@ def summary(grid, seconds=None):
     if not grid.missing():
         return "\n".join([*lines, "nothing to do"])
     if seconds:
-        lines.append(f"  about {_duration(sum(seconds.values()))} of training, one cohort at a time")
+        lines.append(forecast(seconds))
     elif best_device().type == "cuda":
         hours = gpu_hours([folder.config for key in cohorts for folder in _unfinished(grid.cohorts[key])])
         lines += [f"  {hours}"] * bool(hours)
     return "\n".join(lines)
+
+
+def forecast(seconds, n=1):
+    """How long it takes, in words, with n cohorts at once."""
+    how = "one cohort at a time" if n == 1 else f"{n} cohorts at once"
+    return f"  about {_duration(sum(seconds.values()) / n)} of training, {how}"
+
+
+def at_once(cores=None, gpus=None, jobs=None):
+    """How many jobs run side by side; see run()."""
+    return (every_gpu() if gpus is None else gpus) or jobs or cores or every_core()
 
 
 def expected(grid):
@@ -345,18 +356,20 @@ def run(grid, cores=None, gpus=None, jobs=None, slurm=False, seconds=None, poll=
 
 def _engine(grid, cores=None, gpus=None, jobs=None, slurm=False):
     """The command that starts Snakemake; most of its options are in profiles/."""
-    gpus = every_gpu() if gpus is None else gpus
     if slurm:
         profile, threads = "slurm", cores or 8
     else:
-        cores = cores or every_core()
-        profile, threads = "default", max(1, cores // (gpus or jobs or cores))
+        profile, threads = "default", max(1, (cores or every_core()) // at_once(cores, gpus, jobs))
     given = {"checked": 1, "threads": threads, "profile": grid.profile, "notebooks": " ".join(grid.stems)}
     return [
         *(sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile")),
         *("--workflow-profile", str(paths.ROOT / "profiles" / profile)),
         *("--config", *(f"{name}={value}" for name, value in given.items())),
-        *(() if slurm else ("--cores", str(cores), "--resources", f"gpu={gpus}")),
+        *(
+            ()
+            if slurm
+            else ("--cores", str(cores or every_core()), "--resources", f"gpu={every_gpu() if gpus is None else gpus}")
+        ),
     ]
 
 
@@ -434,6 +447,7 @@ class Watch:
         for job in of["running"]:
             self.say(f"still running, left behind by an engine that was stopped: {self.grid.about(job)}")
         if len(of["done"]) == len(self.jobs):
+            self.say(f"notebooks, results and figures are in {paths.shown(paths.outputs() / self.grid.profile)}/")
             return True
         if not of["done"] and not of["failed"]:
             self.say(f"The engine did not get to work; all it said is in {paths.shown(self.grid.folder / 'engine.log')}")

@@ -93,7 +93,7 @@ def plan(notebook, profile, files, given):
 @click.option("--cores", type=click.IntRange(1), help="CPU cores to use; with --slurm, for each GPU.  [default: all; 8]")
 @click.option("--gpus", type=click.IntRange(0), help="GPUs to use; 0: train on the CPU.  [default: all]")
 @click.option("--jobs", type=click.IntRange(1), help="Without GPUs: jobs at once, sharing the cores.  [default: one a core]")
-@click.option("--slurm", is_flag=True, help="Submit the jobs to Slurm, as profiles/slurm says.")
+@click.option("--slurm", is_flag=True, help="Submit the jobs, a GPU's unless CCD_DEVICE=cpu, to Slurm by profiles/slurm.")
 @click.option("-n", "--dry-run", is_flag=True, help="Say what is missing and how long it takes; train nothing.")
 @click.option("--no-expectation", is_flag=True, help="Do not time any steps to say how long it takes.")
 @click.argument("notebooks", nargs=-1, **NOTEBOOK)
@@ -105,18 +105,23 @@ def batch(notebooks, profile, cores, gpus, jobs, slurm, dry_run, no_expectation)
     mistake in what was asked for.
     """
     from importlib.util import find_spec
+    from shutil import which
 
     from ccdlib import batch as engine
 
     if find_spec("snakemake") is None:
         raise CcdError("a batch needs Snakemake, which is not installed; run: pip install 'ccdlib[batch]' (or make reproduce)")
+    if slurm and not dry_run and which("sbatch") is None:
+        raise CcdError("--slurm submits jobs with sbatch, which is not here; run it where your cluster's jobs are submitted")
     if slurm:
         os.environ.setdefault("CCD_DEVICE", "cuda")  # what "auto" means on the nodes, also where the engine runs
     elif gpus == 0:
         os.environ["CCD_DEVICE"] = "cpu"
     grid = engine.Grid(profile, notebooks)
+    click.echo(engine.summary(grid))
     seconds = {} if no_expectation or slurm else engine.expected(grid)
-    click.echo(engine.summary(grid, seconds))
+    if seconds:
+        click.echo(engine.forecast(seconds, engine.at_once(cores, gpus, jobs)))
     if not dry_run and not engine.run(grid, cores, gpus, jobs, slurm, seconds, say=click.echo):
         sys.exit(1)
 
@@ -152,7 +157,7 @@ def fit(file, processes, show, repair):
     with group.joined() if group.started_by_torchrun() else nullcontext():
         for cohort in cohorts_of(configs):
             for result in fit_cohort(cohort, show=show, repair=repair or None):
-                if group.rank() == 0 and show != "none":
+                if group.rank() == 0 and show != "none" and not group.launched():
                     click.echo(f"{result.accuracy:.2f} %  {result.folder}")
 
 

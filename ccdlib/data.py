@@ -194,7 +194,7 @@ def _stamp(path, folders_only=False):
     if path is None:
         return None
     if not path.exists():
-        raise CcdError(f"there is no {path}; give an existing file (npz:PATH) or folder (folder:PATH)")
+        raise CcdError(f"there is no {path}; give an existing file (npz:PATH) or folder (folder:PATH, imagenet:PATH)")
     files = [path, *sorted(path.glob("*/*") if folders_only else path.rglob("*"))] if path.is_dir() else [path]
     return hash(tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 

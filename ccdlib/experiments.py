@@ -240,6 +240,8 @@ def _fit_in_worker(cohort):
 
 def experiment(stem, parameters):
     """The Experiment of the notebook `stem` under its `parameters` (a dict)."""
+    if "policy" in parameters:
+        policy_named(parameters["policy"])  # a RunConfig would call it `views`
     return EXPERIMENTS[stem](parameters)
 
 

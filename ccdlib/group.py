@@ -33,6 +33,11 @@ def started_by_torchrun():
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def launched():
+    """Whether this group was started by launch(), in a process that says what becomes of it."""
+    return ERROR in os.environ
+
+
 def given_up():
     """Whether a process of this group made a mistake that starting again would not mend."""
     return os.path.exists(os.environ.get(ERROR, ""))
@@ -60,7 +65,7 @@ def joined():
     try:
         yield
     except CcdError as error:
-        if ERROR not in os.environ:
+        if not launched():
             raise
         write_whole(os.environ[ERROR], str(error))
         sys.exit(1)  # the others may wait for this one: torchrun ends them, starts all again, and they see that it was given up
@@ -172,7 +177,7 @@ def launch(configs, show, repair=False):
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
             *("--max-restarts", str(RESTARTS), "-m", "ccdlib", "fit", str(asked)),
-            *("--show", "epochs" if show == "bar" else show),
+            *("--show", {"bar": "epochs", "run": "none"}.get(show, show)),  # fit() itself says what a run came to
             *(["--repair"] if repair else []),
         ]
         with (

@@ -15,7 +15,7 @@ import yaml
 
 from ccdlib import paths, stats
 from ccdlib.data import source_of
-from ccdlib.experiments import experiment, jobs
+from ccdlib.experiments import EXPERIMENTS, experiment, jobs
 from ccdlib.paper import published
 from ccdlib.registry import CcdError, unknown
 from ccdlib.runs import best_device, hardware, provenance, source_hash, write_whole
@@ -321,6 +321,8 @@ def run_notebook(name, profile="smoke", files=(), given=()):
     with NotebookFailed raised. Errors: CcdError before anything runs.
     """
     path, values = asked_for(name, profile, files, given)
+    if path.stem in EXPERIMENTS:
+        experiment(path.stem, values).check()
     defaults = profile_parameters(path, "smoke")
     target = paths.outputs() / label(path, profile, values) / f"{path.stem}.ipynb"
     return execute(path, target, {key: value for key, value in values.items() if value != defaults[key]})
@@ -390,7 +392,9 @@ def _absolute(data):
         return data
     found = path if path.exists() else paths.ROOT / path
     if not found.exists():
-        raise CcdError(f"there is no {path} (data {data!r}); give an existing file (npz:PATH) or folder (folder:PATH)")
+        raise CcdError(
+            f"there is no {path} (data {data!r}); give an existing file (npz:PATH) or folder (folder:PATH, imagenet:PATH)"
+        )
     return f"{data.partition(':')[0]}:{found.resolve()}"
 
 

@@ -53,6 +53,8 @@ def test_the_help_says_what_an_exit_status_means():
         (["data", "mnist"], "unknown dataset 'mnist'"),
         (["models", "--classes", "1"], "1 is not in the range"),
         (["fit", "nothing.yaml"], "cannot be read as YAML or JSON"),
+        (["run", "00_quickstart", "-p", "n_train", "-5"], "-5 training images leave some of the 10 classes empty"),
+        (["run", "00_quickstart", "-p", "recipe", "big"], "unknown recipe 'big'"),
         (["batch", "00_quickstrat"], "Did you mean '00_quickstart'"),
     ],
 )
@@ -102,6 +104,14 @@ def test_folders_may_be_named_relative_to_where_a_command_is_given(tmp_path):
     ]
     said = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True).stdout.split()
     assert said == [str(tmp_path / "here"), str(tmp_path / "here"), str(tmp_path / "there")]
+
+
+def test_slurm_without_slurm_is_a_mistake(monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CCD_DEVICE", "cpu")
+    status, said = ended(capsys, "batch", "00_quickstart", "--slurm")
+    assert status == 2
+    assert "sbatch, which is not here" in said
 
 
 def test_a_pipe_that_is_closed_is_no_error():

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from ccdlib import notebook, paths, runs, verdicts
+from ccdlib.config import RECIPES, RunConfig
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -149,6 +150,12 @@ def test_published_results_are_of_the_profile_they_name(results):
     assert results["provenance"]["protocol"] == runs.PROTOCOL, "trained with an older arithmetic; run the profile again"
     assert results["trained_by_other_code"] == 0, "some runs come from another version of the code; train them again"
     assert results["provenance"]["git_dirty"] is False, "commit first, then publish"
+
+
+def test_the_run_that_the_readme_describes_is_one():
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    config = RunConfig(**yaml.safe_load(text))
+    assert {name: getattr(config, name) for name in RECIPES["imagenet"]} == RECIPES["imagenet"]
 
 
 def lines_of_code(path):
