@@ -356,20 +356,18 @@ def run(grid, cores=None, gpus=None, jobs=None, slurm=False, seconds=None, poll=
 
 def _engine(grid, cores=None, gpus=None, jobs=None, slurm=False):
     """The command that starts Snakemake; most of its options are in profiles/."""
+    cores, gpus = cores or (8 if slurm else every_core()), every_gpu() if gpus is None else gpus
     if slurm:
-        profile, threads = "slurm", cores or 8
+        profile, threads, here = "slurm", cores, ()
     else:
-        profile, threads = "default", max(1, (cores or every_core()) // at_once(cores, gpus, jobs))
+        profile, threads = "default", max(1, cores // at_once(cores, gpus, jobs))
+        here = "--cores", str(cores), "--resources", f"gpu={gpus}"
     given = {"checked": 1, "threads": threads, "profile": grid.profile, "notebooks": " ".join(grid.stems)}
     return [
         *(sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile")),
         *("--workflow-profile", str(paths.ROOT / "profiles" / profile)),
         *("--config", *(f"{name}={value}" for name, value in given.items())),
-        *(
-            ()
-            if slurm
-            else ("--cores", str(cores or every_core()), "--resources", f"gpu={every_gpu() if gpus is None else gpus}")
-        ),
+        *here,
     ]
 
 

@@ -12,7 +12,8 @@ from ccdlib.runs import file_lock
 
 def removable(runs=False):
     """[(path, bytes)] under outputs/ that nothing published needs: executed notebooks of smoke and of own parameters, copies of
-    failed notebooks, damaged runs that were set aside, the engine's records; with `runs`, finished and begun runs as well.
+    failed notebooks, damaged runs that were set aside, the engine's records, lists of image files; with `runs`, finished and
+    begun runs as well.
 
     Folders of the profiles in params/ and the runs that their results name are never among them. Errors: CcdError while a
     batch is running.

@@ -159,12 +159,14 @@ def expected_seconds(configs):
     paces, seconds, threads = {}, {}, torch.get_num_threads()
     if jobs() > 1:  # they have one thread each; more would wait for each other where the machine is busy
         torch.set_num_threads(1)
-    for cohort in grouped(range(len(configs)), lambda k: configs[k].cohort):
-        members = [configs[k] for k in cohort]
-        kinds = str([_kind(config) for config in members])
-        paces[kinds] = paces.get(kinds) or [pace(members) for _ in range(3)]
-        seconds |= {k: median(each(configs[k]) for each in paces[kinds]) for k in cohort}
-    torch.set_num_threads(threads)
+    try:
+        for cohort in grouped(range(len(configs)), lambda k: configs[k].cohort):
+            members = [configs[k] for k in cohort]
+            kinds = str([_kind(config) for config in members])
+            paces[kinds] = paces.get(kinds) or [pace(members) for _ in range(3)]
+            seconds |= {k: median(each(configs[k]) for each in paces[kinds]) for k in cohort}
+    finally:
+        torch.set_num_threads(threads)
     return [seconds[k] for k in range(len(configs))]
 
 
