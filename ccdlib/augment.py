@@ -40,12 +40,18 @@ class Op(NamedTuple):
         """The magnitude at `level` in 0..9, by ten equal steps; None for an op without one."""
         if self.low is None:
             return None
-        value = self.low + (self.high - self.low) * level / (LEVELS - 1)
+        value = _steps(self.low, self.high)[level]
         return round(value) if self.whole else value
 
     def is_identity(self, level, channels=3):
         """Whether the op at `level` leaves every image with that many channels as it is."""
         return (self.low is not None and self.magnitude(level) == self.low) or (self.colour_only and channels == 1)
+
+
+@cache
+def _steps(low, high):
+    """The magnitudes of all levels, to the bit those of numpy's linspace, which published code takes."""
+    return np.linspace(low, high, LEVELS).tolist()
 
 
 # ---------------------------------------------------------------- tables that Pillow makes

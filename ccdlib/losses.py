@@ -15,7 +15,6 @@ WEIGHTS = Registry("weight")
 HARD_LABELS = {"dkd"}  # losses that ask which class is the right one
 BY_IMAGE = {"ce", "kd", "ccd", "at", "dkd", "kd_std"}  # losses that are means over inputs, or over pairs of views
 OWN_WEIGHTS = {"cosine", "none", "probabilities", "centred"}  # weights of ccd that ask nothing of the other images
-FEATURES = ("map", "pooled")
 
 
 def _labels_of_views(labels, rows):
@@ -114,20 +113,32 @@ def full(tensor):
 
 
 @LOSSES.add("sp")
-def sp(student, teacher, labels, gamma=3000.0, features="map"):
+def sp(student, teacher, labels, gamma=3000.0):
     """Similarity preserving (Tung & Mori, ICCV 2019): CE + gamma ||G_t - G_s||_F^2 / B^2.
 
-    G (B, B) is F F^T with rows of length one, F the flattened last feature map (features "map"). The release of the CCD
-    paper has features "pooled" with gamma 1, where the term is at most 2 / B. Terms {"ce", "sp"}.
+    G (B, B) is F F^T, F the flattened last feature map, with rows of Euclidean length one. Terms {"ce", "sp"}.
     """
     _same_rows(student, teacher)
+    maps = [full(output.feats[-1]).flatten(1) for output in (student, _detached(teacher))]
+    return ce(student, teacher, labels) | {"sp": gamma * _difference_of_similarities(*maps, p=2)}
 
-    def similarities(output):
-        flat = full(output.feats[-1]).flatten(1) if features == "map" else output.pooled
-        return F.normalize(flat @ flat.T, dim=1)
 
-    difference = similarities(student) - similarities(_detached(teacher))
-    return ce(student, teacher, labels) | {"sp": gamma * difference.square().mean()}
+@LOSSES.add("sp_released")
+def sp_released(student, teacher, labels, temperature=4.0):
+    """SP as the release of the CCD paper (Li et al., ACCV 2022) trains it: 2 (CE + T^2 KL + ||G_t - G_s||_F^2 / B^2).
+
+    G (B, B) is F F^T, F the pooled features, with rows whose absolute values add up to one; so the SP term is at most 4 / B^2
+    and hardly acts beside the KL. Terms {"ce", "kd", "sp"}.
+    """
+    terms = kd(student, teacher, labels, temperature)
+    terms |= {"sp": _difference_of_similarities(student.pooled, teacher.pooled.detach(), p=1)}
+    return {name: 2 * term for name, term in terms.items()}
+
+
+def _difference_of_similarities(student, teacher, p):
+    """mean (G_t - G_s)^2 of features (B, D); the rows of G = F F^T have p-norm one."""
+    one, other = (F.normalize(features @ features.T, p=p, dim=1) for features in (student, teacher))
+    return (one - other).square().mean()
 
 
 @LOSSES.add("at")
@@ -135,7 +146,7 @@ def at(student, teacher, labels, gamma=1000.0):
     """Attention transfer (Zagoruyko & Komodakis, ICLR 2017): CE + gamma sum_l mean_{i,x} (Q^t_l - Q^s_l)^2.
 
     Q_l is the sum over channels of the squared feature map of stage l, flattened, of length one in every row. Where the two
-    networks' maps differ in size, the larger is averaged down to the smaller. Terms {"ce", "at"}. Errors: CcdError for
+    networks' maps differ in size, the features are averaged down to the smaller size before they are squared. Terms {"ce", "at"}. Errors: CcdError for
     networks with different numbers of stages.
     """
     _same_rows(student, teacher)
@@ -144,8 +155,8 @@ def at(student, teacher, labels, gamma=1000.0):
             f"attention transfer goes stage by stage: the student's features are {shapes(student.feats)}, the teacher's "
             f"{shapes(teacher.feats)}; choose networks with as many stages"
         )
-    pairs = zip(student.feats, _detached(teacher).feats, strict=True)
-    parts = [(_attention(b, a) - _attention(a, b)).square().mean() for a, b in pairs]
+    pairs = (same_size(full(a), full(b)) for a, b in zip(student.feats, _detached(teacher).feats, strict=True))
+    parts = [(_attention(b) - _attention(a)).square().mean() for a, b in pairs]
     return ce(student, teacher, labels) | {"at": gamma * sum(parts)}
 
 
@@ -160,9 +171,8 @@ def same_size(a, b):
     return F.adaptive_avg_pool2d(a, side), F.adaptive_avg_pool2d(b, side)
 
 
-def _attention(feature, other):
-    power = full(feature).square().sum(1, keepdim=True)
-    return F.normalize(same_size(power, other[:, :1])[0].flatten(1), dim=1)
+def _attention(feature):
+    return F.normalize(feature.square().sum(1).flatten(1), dim=1)
 
 
 @LOSSES.add("rkd")
@@ -198,7 +208,8 @@ def dkd(student, teacher, labels, temperature=4.0, alpha=1.0, beta=8.0):
     """Decoupled KD (Zhao et al., CVPR 2022): CE + T^2 mean_i (alpha TCKD_i + beta NCKD_i).
 
     TCKD: KL between (p_y, 1 - p_y) of teacher and student, y the true class. NCKD: KL between the probabilities of the
-    other classes among themselves. No warm-up of the soft terms. Terms {"ce", "target", "others"}.
+    other classes among themselves. The paper sets beta by the pair (DKD_BETA of experiments.py), and lets the soft terms grow
+    over the first 20 of 240 epochs (RunConfig.warmup). Terms {"ce", "target", "others"}.
     """
     _same_classes(student, teacher)
     true = F.one_hot(_labels_of_views(labels, len(student.logits)), student.logits.shape[1]).bool()
@@ -217,12 +228,13 @@ def dkd(student, teacher, labels, temperature=4.0, alpha=1.0, beta=8.0):
 def kd_std(student, teacher, labels, temperature=2.0, hard=0.1, soft=9.0):
     """Logit standardisation (Sun et al., CVPR 2024): hard * CE + soft * T^2 mean_i KL(p_T(Z(z^t_i)) || p_T(Z(z^s_i))).
 
-    Z(z) = (z - mean) / standard deviation, over the classes of a row. Terms {"ce", "kd"}.
+    Z(z) = (z - mean) / standard deviation, over the C classes of a row, the variance over C - 1 as in the released code. Terms
+    {"ce", "kd"}.
     """
     _same_classes(student, teacher)
 
     def standard(z):
-        return (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True, correction=0).clamp(min=1e-7)
+        return (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True).clamp(min=1e-7)
 
     rows = kl_rows(standard(student.logits), standard(teacher.logits), temperature)
     return {"ce": hard * ce(student, teacher, labels)["ce"], "kd": soft * temperature**2 * rows.mean()}

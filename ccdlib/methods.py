@@ -18,7 +18,6 @@ from torch import nn
 from ccdlib.augment import rotations
 from ccdlib.losses import (
     BY_IMAGE,
-    FEATURES,
     HARD_LABELS,
     LOSSES,
     OWN_WEIGHTS,
@@ -30,7 +29,7 @@ from ccdlib.losses import (
     same_size,
     shapes,
 )
-from ccdlib.models import Backbone, initialise
+from ccdlib.models import HE, Backbone, initialise
 from ccdlib.registry import CcdError, Registry, unknown
 from ccdlib.streams import stream
 
@@ -88,6 +87,7 @@ class Method(nn.Module):
     rotates = False
     hard_labels = True
     keeps = False
+    initial = HE  # how the weights of its heads are drawn
 
     @classmethod
     def by_image(cls, settings):
@@ -161,7 +161,7 @@ def make(name, given, settings=None):
     with torch.random.fork_rng(devices=[]):  # layers draw from the global generator when they are made
         method = METHODS[name](given, **(settings or {}))
     # Copied parts of a frozen network are trained nevertheless.
-    return initialise(method.requires_grad_(True), stream(given.seed, "heads"))
+    return initialise(method.requires_grad_(True), stream(given.seed, "heads"), method.initial)
 
 
 @torch.no_grad()
@@ -180,8 +180,9 @@ def _output(network, shape):
 class FitNet(Method):
     """FitNets (Romero et al., ICLR 2015), in one stage: CE + gamma mean (r(F^s_l) - F^t_l)^2, l = `stage` (from 1).
 
-    The regressor r, a 1 x 1 convolution to the teacher's channels and a batch norm (without it gamma 100 diverges), is trained
-    with the student. Where the maps differ in size, the larger is averaged down. Terms {"ce", "hint"}.
+    The regressor r is ours: a 1 x 1 convolution to the teacher's channels and a batch norm, without which gamma 100 diverges;
+    where the maps differ in size, the larger is averaged down. (The literature's regressor ends in a ReLU, and where sizes
+    differ its convolution is strided or transposed.) It is trained with the student. Terms {"ce", "hint"}.
     Errors: CcdError for a stage that a network does not have.
     """
 
@@ -390,10 +391,16 @@ def _mean(rows):
 
 def trusted(rows, true, ratio):
     """Row numbers, ascending, of the teacher's `rows` (M, K) that SSKD keeps: all whose largest entry is at `true` (M,), and of
-    the W wrong ones the floor(ratio * W) whose true entry ranks highest; of equal ranks the first."""
+    the W wrong ones the floor(ratio * W) whose true entry ranks highest.
+
+    The M rows are all inputs at one angle, then all at the next; of equal ranks the first images are kept, all angles of one
+    before the next, as the released code does.
+    """
     better = (rows > rows.gather(1, true[:, None])).sum(1)  # the rank of the true entry, from 0
     wrong = int((better > 0).sum())
-    return better.argsort(stable=True)[: len(rows) - wrong + int(ratio * wrong)].sort().values
+    by_image = torch.arange(len(rows), device=rows.device).view(TURNS - 1, -1).T.flatten()
+    best = by_image[better[by_image].argsort(stable=True)]
+    return best[: len(rows) - wrong + int(ratio * wrong)].sort().values
 
 
 # ---------------------------------------------------------------- HSAKD
@@ -409,6 +416,7 @@ class _Branches(_Rotating):
     def __init__(self, given):
         super().__init__(given)
         network = given.student
+        self.initial = network.initial  # branches are parts of it
         self.branches = nn.ModuleList(
             nn.Sequential(
                 *([copy.deepcopy(stage) for stage in network.stages[place + 1 :]] or [network.again()]),
@@ -482,7 +490,7 @@ class HSAKD(_Branches):
 
 
 # What a setting that is a word may be.
-WORDS = {"weight": WEIGHTS, "features": FEATURES, "weights": SSKD_WEIGHTS}
+WORDS = {"weight": WEIGHTS, "weights": SSKD_WEIGHTS}
 
 
 def check_settings(name, settings):

@@ -32,26 +32,29 @@ def pillow(image, op, level, sign):
     """The pixel rule of methods.md, section 1, one Pillow image at a time."""
     fill = GREY[image.mode]
     affine = Image.Transform.AFFINE
-    unit = level / 9
-    side = 150 / 331 * unit * sign
+
+    def at(high, low=0):
+        return float(np.linspace(low, high, 10)[level])
+
+    side = at(150 / 331) * sign
     match op:
         case "shearX":
-            return image.transform(image.size, affine, (1, 0.3 * unit * sign, 0, 0, 1, 0), Image.BICUBIC, fillcolor=fill)
+            return image.transform(image.size, affine, (1, at(0.3) * sign, 0, 0, 1, 0), Image.BICUBIC, fillcolor=fill)
         case "shearY":
-            return image.transform(image.size, affine, (1, 0, 0, 0.3 * unit * sign, 1, 0), Image.BICUBIC, fillcolor=fill)
+            return image.transform(image.size, affine, (1, 0, 0, at(0.3) * sign, 1, 0), Image.BICUBIC, fillcolor=fill)
         case "translateX":
             return image.transform(image.size, affine, (1, 0, side * image.width, 0, 1, 0), fillcolor=fill)
         case "translateY":
             return image.transform(image.size, affine, (1, 0, 0, 0, 1, side * image.height), fillcolor=fill)
         case "rotate":
-            turned = image.convert("RGBA").rotate(30 * unit)
+            turned = image.convert("RGBA").rotate(at(30))
             return Image.composite(turned, Image.new("RGBA", image.size, (128,) * 4), turned).convert(image.mode)
         case "color" | "contrast" | "sharpness" | "brightness":
-            return getattr(ImageEnhance, op.title())(image).enhance(1 + 0.9 * unit * sign)
+            return getattr(ImageEnhance, op.title())(image).enhance(1 + at(0.9) * sign)
         case "posterize":
             return ImageOps.posterize(image, (8, 8, 7, 7, 6, 6, 5, 5, 4, 4)[level])
         case "solarize":
-            return ImageOps.solarize(image, 256 - 256 * unit)
+            return ImageOps.solarize(image, at(0, low=256))
         case _:
             return getattr(ImageOps, op)(image)
 
@@ -173,6 +176,10 @@ def test_magnitudes_of_the_paper():
     assert 32 * at("translateY", 8) == pytest.approx(12.9, abs=0.05)
     assert 32 * at("translateX", 1) == pytest.approx(1.6, abs=0.05)
     assert at("rotate", 3) == pytest.approx(10)
+    # To the bit, as numpy spaces them: a shear by a tenth puts some pixels exactly on an edge.
+    for name, low, high in (("shearX", 0, 0.3), ("shearY", 0, 0.3), ("translateX", 0, 150 / 331), ("color", 0, 0.9)):
+        assert [at(name, level) for level in range(10)] == list(np.linspace(low, high, 10)), name
+    assert (at("shearX", 3), at("shearX", 6)) == (0.1, 0.2)
     assert [at("posterize", level) for level in range(10)] == [8, 8, 7, 7, 6, 6, 5, 5, 4, 4]
     assert [round(at("solarize", level), 1) for level in range(10)] == [
         256,

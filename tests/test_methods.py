@@ -15,7 +15,7 @@ from ccdlib import losses, train
 from ccdlib.config import VIEWS, Checkpoint, RunConfig, teacher_of_method
 from ccdlib.data import load_data
 from ccdlib.methods import METHODS, TURNS, Batch, Given, make, settings_of, trusted
-from ccdlib.models import Output, build, initialise
+from ccdlib.models import HE, Output, build, initialise
 from ccdlib.registry import CcdError
 from ccdlib.streams import stream
 from ccdlib.train import EpochViews, check, fit, prepare, untrained
@@ -40,6 +40,8 @@ BRANCHED = {  # methods.md, section 8: parameters and millions of multiply-adds 
 
 class Tiny(nn.Module):
     """A backbone of the contract, small enough for plain Python."""
+
+    initial = HE
 
     def __init__(self, widths, seed):
         super().__init__()
@@ -116,20 +118,36 @@ def both(turned=False, views=1, **more):
 # ---------------------------------------------------------------- losses
 
 
-@pytest.mark.parametrize("features", ["map", "pooled"])
-def test_sp(features):
+def difference_of_similarities(scaled, *features):
+    """||G_t - G_s||_F^2 / B^2 for rows of G scaled by a function."""
+    a, b = ([scaled([dot(one, other) for other in rows]) for one in rows] for rows in features)
+    return mean((x - y) ** 2 for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
+
+
+def test_sp():
     _, batch, s, t = both(views=2)
-    terms = numbers(losses.sp(s, t, batch.labels, gamma=10.0, features=features))
-
-    def similarities(out):
-        rows = (out.feats[-1].flatten(1) if features == "map" else out.pooled).tolist()
-        return [unit([dot(a, b) for b in rows]) for a in rows]
-
-    a, b = similarities(s), similarities(t)
-    total = sum((x - y) ** 2 for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
-    assert terms["sp"] == pytest.approx(10 * total / (2 * N) ** 2)
+    terms = numbers(losses.sp(s, t, batch.labels, gamma=10.0))
+    maps = (out.feats[-1].flatten(1).tolist() for out in (s, t))
+    assert terms["sp"] == pytest.approx(10 * difference_of_similarities(unit, *maps))
     assert terms["ce"] == pytest.approx(cross_entropy(s.logits.tolist(), batch.labels.tolist()))
-    assert losses.sp(s, t, batch.labels, 1.0, "pooled")["sp"] <= 2 / (2 * N)
+
+
+def test_sp_as_it_was_released():
+    _, batch, s, t = both(views=2)
+    terms = numbers(losses.sp_released(s, t, batch.labels))
+
+    def shares(row):
+        return [x / sum(map(abs, row)) for x in row]
+
+    soft = mean(kl(a, b, 4.0) for a, b in zip(t.logits.tolist(), s.logits.tolist(), strict=True))
+    want = {
+        "ce": 2 * cross_entropy(s.logits.tolist(), batch.labels.tolist()),
+        "kd": 2 * 16 * soft,
+        "sp": 2 * difference_of_similarities(shares, *(out.pooled.tolist() for out in (s, t))),
+    }
+    assert terms == pytest.approx(want)
+    # Two rows of absolute sum one are at most two apart, and squared at most four: on 32 rows the term is next to nothing.
+    assert terms["sp"] / 2 <= 4 / (2 * N)
 
 
 def test_at():
@@ -142,6 +160,23 @@ def test_at():
     total = 0
     for a, b in zip(s.feats, t.feats, strict=True):
         total += mean((x - y) ** 2 for p, q in zip(attention(a), attention(b), strict=True) for x, y in zip(p, q, strict=True))
+    assert terms["at"] == pytest.approx(10 * total)
+
+
+def test_at_averages_features_of_another_size_before_they_are_squared():
+    _, batch, s, t = both()
+    sizes = [f.shape[2:] for f in s.feats]
+    small = t._replace(feats=tuple(f[:, :, ::2, ::2] for f in t.feats))  # half as high and wide
+    terms = numbers(losses.at(s, small, batch.labels, gamma=10.0))
+
+    def attention(feature):
+        return [unit([sum(v * v for v in place) for place in row.flatten(1).T.tolist()]) for row in feature]
+
+    total = 0
+    for a, b, (height, width) in zip(s.feats, small.feats, sizes, strict=True):
+        cells = a.view(*a.shape[:2], height // 2, 2, width // 2, 2).mean((3, 5))
+        pairs = zip(attention(cells), attention(b), strict=True)
+        total += mean((x - y) ** 2 for p, q in pairs for x, y in zip(p, q, strict=True))
     assert terms["at"] == pytest.approx(10 * total)
 
 
@@ -194,7 +229,7 @@ def test_kd_of_standardised_logits():
 
     def standard(row):
         middle = mean(row)
-        return [(x - middle) / math.sqrt(mean((y - middle) ** 2 for y in row)) for x in row]
+        return [(x - middle) / math.sqrt(sum((y - middle) ** 2 for y in row) / (C - 1)) for x in row]
 
     rows = zip(t.logits.tolist(), s.logits.tolist(), strict=True)
     assert terms["kd"] == pytest.approx(5 * 4 * mean(kl(standard(a), standard(b), 2.0) for a, b in rows))
@@ -297,10 +332,12 @@ def test_sskd_stage_one(views):
 
 
 def kept_by_hand(rows, true, ratio):
-    """SSKD's selection: all right rows, and the floor(ratio * wrong) wrong rows whose true class ranks highest."""
-    ranks = [sum(x > row[y] for x in row) for row, y in zip(rows, true, strict=True)]
-    wrong = sorted((rank, k) for k, rank in enumerate(ranks) if rank)
-    return sorted([k for k, rank in enumerate(ranks) if not rank] + [k for _, k in wrong[: math.floor(ratio * len(wrong))]])
+    """SSKD's selection: all right rows, and the floor(ratio * wrong) wrong rows whose true class ranks highest; of equal ranks
+    those of the first images, whose three rotations are a third of all rows apart."""
+    ranks, third = [sum(x > row[y] for x in row) for row, y in zip(rows, true, strict=True)], len(rows) // 3
+    wrong = sorted((rank, k % third, k // third, k) for k, rank in enumerate(ranks) if rank)
+    kept = [k for *_, k in wrong[: math.floor(ratio * len(wrong))]]
+    return sorted([k for k, rank in enumerate(ranks) if not rank] + kept)
 
 
 @pytest.mark.parametrize("views", [1, 2])
@@ -331,11 +368,13 @@ def test_sskd_stage_two(views, weights):
 
 
 def test_sskd_keeps_what_the_teacher_can_be_trusted_with():
-    rows = torch.tensor([[3.0, 2, 1], [1, 2, 3], [2, 3, 1], [1, 3, 2], [3, 1, 2]])
-    true = torch.zeros(5, dtype=torch.long)  # ranks 0, 2, 1, 2, 0
-    assert trusted(rows, true, 1.0).tolist() == [0, 1, 2, 3, 4]
-    assert trusted(rows, true, 0.75).tolist() == [0, 1, 2, 4]  # floor(.75 * 3) = 2 wrong ones, of equal ranks the first
-    assert trusted(rows, true, 0.0).tolist() == [0, 4]
+    # Two images at three angles: rows 0, 2, 4 are the first image's, rows 1, 3, 5 the second's.
+    rows = torch.tensor([[3.0, 2, 1], [1, 2, 3], [2, 3, 1], [1, 3, 2], [1, 3, 2], [3, 1, 2]])
+    true = torch.zeros(6, dtype=torch.long)  # ranks 0, 2, 1, 2, 2, 0
+    assert trusted(rows, true, 1.0).tolist() == [0, 1, 2, 3, 4, 5]
+    assert trusted(rows, true, 0.5).tolist() == [0, 2, 4, 5]  # floor(.5 * 4) = 2 wrong ones; of rank 2 the first image's
+    assert trusted(rows, true, 0.75).tolist() == [0, 1, 2, 4, 5]
+    assert trusted(rows, true, 0.0).tolist() == [0, 5]
 
 
 def branches_by_hand(method, network, out):

@@ -5,6 +5,7 @@ Parameters and multiply-adds of every row are those of methods.md, section 8 (te
 """
 
 import copy
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -24,16 +25,32 @@ class Output(NamedTuple):
     pooled: torch.Tensor  # (B, D), the input of the last linear layer
 
 
+class Initial(NamedTuple):
+    """How weights are drawn. he: convolutions He normal, fan-out (He et al. 2015), their biases 0; else PyTorch's uniform
+    default. std: of normal weights of linear layers; None: PyTorch's uniform default. zero_bias: linear biases are 0."""
+
+    he: bool = True
+    std: float | None = None
+    zero_bias: bool = False
+
+
+# By family, as the code of HSAKD, whose networks these are, draws them.
+HE = Initial()  # ResNets
+HE_ZERO = Initial(zero_bias=True)  # wide ResNets
+HE_NORMAL = Initial(std=0.01, zero_bias=True)  # VGG, MobileNetV2
+UNIFORM = Initial(he=False)  # ShuffleNets: PyTorch's defaults
+
+
 class Backbone(nn.Module):
     """Stem, stages, tail, global average, linear head; a kept library makes all but the last two.
 
     again: a function that makes the units of the last stage once more, from its own output at its own size, for HSAKD's
-    branch after that stage.
+    branch after that stage. initial: how its weights are drawn.
     """
 
-    def __init__(self, stem, stages, tail, width, classes, again):
+    def __init__(self, stem, stages, tail, width, classes, again, initial=HE):
         super().__init__()
-        self.again = again
+        self.again, self.initial = again, initial
         self.stem, self.stages, self.tail = stem, nn.ModuleList(stages), tail
         self.head = nn.Linear(width, classes)
 
@@ -54,8 +71,8 @@ MODELS = Registry("model")
 def build(name, classes=10, channels=3, seed=0):
     """The network `name` with fresh weights.
 
-    classes: width of the logits; channels: 1 or 3 image channels; seed: initial weights are a function of it alone
-    (He normal fan-out convolutions, He et al. 2015; PyTorch's uniform default for linear layers; batch norms 1 and 0).
+    classes: width of the logits; channels: 1 or 3 image channels; seed: initial weights are a function of it alone, drawn as
+    the network's family is (Initial); batch norms are 1 and 0.
     Errors: CcdError for an unknown name, fewer than two classes, or other channels. The network works from images of
     8 x 8 on (32 x 32 for the ImageNet networks).
     """
@@ -66,26 +83,46 @@ def build(name, classes=10, channels=3, seed=0):
         raise CcdError(f"channels = {channels!r} for model {name!r}: allowed are 1 (grey) and 3 (RGB)")
     with torch.device("meta"):  # no memory, no random numbers: the weights are drawn below, from our own stream
         network = make(classes, channels)
-    return initialise(network.to_empty(device="cpu"), stream(seed, "weights"))
+    return initialise(network.to_empty(device="cpu"), stream(seed, "weights"), network.initial)
 
 
-def initialise(network, generator):
-    """Draw all weights of `network` (convolutions, linear layers, batch norms) from `generator`; see build."""
+def initialise(network, generator, initial=HE):
+    """Draw all weights of `network` (convolutions, linear layers, batch norms) from `generator`, as `initial` says."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            _draw_convolution(module, generator, initial)
         elif isinstance(module, nn.Linear):
-            bound = module.in_features**-0.5
-            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+            _draw_linear(module, generator, initial)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
             module.reset_parameters()
         elif next(module.parameters(recurse=False), None) is not None:
             raise TypeError(f"no initialisation is written for {type(module).__name__}; add it to initialise")
     return network
+
+
+def _draw_convolution(module, generator, initial):
+    if initial.he:
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    else:
+        _uniform(module, module.weight[0].numel(), generator)
+
+
+def _draw_linear(module, generator, initial):
+    if initial.std is None:
+        _uniform(module, module.in_features, generator)
+    else:
+        nn.init.normal_(module.weight, std=initial.std, generator=generator)
+    if initial.zero_bias:
+        nn.init.zeros_(module.bias)
+
+
+def _uniform(module, inputs, generator):
+    """PyTorch's default: uniform within one over the root of a unit's inputs."""
+    for weights in filter(torch.is_tensor, (module.weight, module.bias)):
+        nn.init.uniform_(weights, -(inputs**-0.5), inputs**-0.5, generator=generator)
 
 
 def folded(network):
@@ -131,25 +168,35 @@ def _wrn(depth, widen):
         net = CIFARWRN([[w] * blocks for w in widths], 16, in_channels=channels).features
         stages = [net.stage1, net.stage2, net.stage3]
         again = _units(blocks, PreResUnit, widths[-1], widths[-1], stride=1, bottleneck=False, conv1_stride=False)
-        return Backbone(net.init_block, stages, net.post_activ, widths[-1], classes, again)
+        return Backbone(net.init_block, stages, net.post_activ, widths[-1], classes, again, HE_ZERO)
 
     return make
 
 
-def _vgg13(classes, channels):
-    from ccdlib.vision import torchvision
+def _vgg(convolutions):
+    """`convolutions` of 3 x 3 (two in vgg13, one in vgg8) in each of the stages of 64, 128, 256, 512 and 512 channels.
 
-    layers = torchvision.models.vgg.make_layers(
-        [64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, 512, 512], batch_norm=True
-    )
-    layers[0] = nn.Conv2d(channels, 64, 3, padding=1)
-    # Two convolutions are six layers (conv, norm, ReLU twice); a stage begins with its pooling. There is no stem.
-    stages = [layers[:6], layers[6:13], layers[13:20], layers[20:]]
+    Stages begin with their pooling; before the last one there is none, and it is part of the stage before it. There is no stem.
+    """
 
-    def again():
-        return torchvision.models.vgg.make_layers([512] * 5, batch_norm=True)[3:]  # the first has three inputs
+    def make(classes, channels):
+        from ccdlib.vision import torchvision
 
-    return Backbone(nn.Identity(), stages, nn.Identity(), 512, classes, again)
+        widths = [width for width in (64, 128, 256, 512, 512) for _ in range(convolutions)]
+        poolings = [k * convolutions for k in (3, 2, 1)]
+        for place in poolings:
+            widths.insert(place, "M")
+        layers = torchvision.models.vgg.make_layers(widths, batch_norm=True)
+        layers[0] = nn.Conv2d(channels, 64, 3, padding=1)
+        cuts = [0, *(k for k, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)), len(layers)]
+        stages = [layers[first:last] for first, last in itertools.pairwise(cuts)]
+
+        def again():
+            return torchvision.models.vgg.make_layers([512] * (2 * convolutions + 1), batch_norm=True)[3:]  # not three inputs
+
+        return Backbone(nn.Identity(), stages, nn.Identity(), 512, classes, again, HE_NORMAL)
+
+    return make
 
 
 def _mobilenet_v2(classes, channels):
@@ -172,17 +219,26 @@ def _mobilenet_v2(classes, channels):
     unit = torchvision.models.mobilenetv2.InvertedResidual
 
     def again():
-        return nn.Sequential(unit(160, 80, 1, 6), unit(80, 80, 1, 6), unit(80, 80, 1, 6), unit(80, 160, 1, 6))
+        return _unlimited(nn.Sequential(unit(160, 80, 1, 6), unit(80, 80, 1, 6), unit(80, 80, 1, 6), unit(80, 160, 1, 6)))
 
     # Blocks 1 to 17 after the stem; a stage ends where the resolution is about to halve.
-    return Backbone(net[:2], [net[2:4], net[4:7], net[7:14], net[14:18]], net[18], 1280, classes, again)
+    net = _unlimited(net)
+    return Backbone(net[:2], [net[2:4], net[4:7], net[7:14], net[14:18]], net[18], 1280, classes, again, HE_NORMAL)
+
+
+def _unlimited(network):
+    """The network with ReLU for ReLU6: torchvision's MobileNetV2 has the latter, that of the distillation literature not."""
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.ReLU6):
+            network.set_submodule(name, nn.ReLU(inplace=True))
+    return network
 
 
 def _shufflenet_v1(classes, channels):
     from ccdlib.models.shufflenet import ShuffleUnit, stages
 
     again = _units(4, ShuffleUnit, 960, 960, groups=3, stride=1, first_groups=3)
-    return Backbone(_pointwise_stem(channels), stages(), nn.Identity(), 960, classes, again)
+    return Backbone(_pointwise_stem(channels), stages(), nn.Identity(), 960, classes, again, UNIFORM)
 
 
 def _shufflenet_v2(classes, channels):
@@ -197,7 +253,7 @@ def _shufflenet_v2(classes, channels):
         first.branch1[0].stride = first.branch2[3].stride = (1, 1)
         return nn.Sequential(first, *(unit(464, 464, 1) for _ in range(3)))
 
-    return Backbone(_pointwise_stem(channels), stages, net.conv5, 1024, classes, again)
+    return Backbone(_pointwise_stem(channels), stages, net.conv5, 1024, classes, again, UNIFORM)
 
 
 def _units(count, unit, *arguments, **settings):
@@ -276,7 +332,8 @@ MODELS.update(
     wrn_16_2=_wrn(16, 2),
     wrn_40_1=_wrn(40, 1),
     wrn_40_2=_wrn(40, 2),
-    vgg13=_vgg13,
+    vgg8=_vgg(1),
+    vgg13=_vgg(2),
     mobilenet_v2=_mobilenet_v2,
     shufflenet_v1=_shufflenet_v1,
     shufflenet_v2=_shufflenet_v2,

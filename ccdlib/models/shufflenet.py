@@ -24,6 +24,7 @@ class ShuffleUnit(nn.Module):
             nn.ChannelShuffle(first_groups),
             nn.Conv2d(middle, middle, 3, stride, padding=1, groups=middle, bias=False),
             nn.BatchNorm2d(middle),
+            nn.ReLU(inplace=True),
             nn.Conv2d(middle, added, 1, groups=groups, bias=False),
             nn.BatchNorm2d(added),
         )

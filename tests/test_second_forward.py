@@ -1,0 +1,136 @@
+"""Outputs, features and gradients of every backbone against a forward pass that was written a second time.
+
+Parameters and multiply-adds say nothing of activations, strides that cancel out, or the order of norm and activation.
+"""
+
+import copy
+
+import pytest
+import torch
+from second_forward import NETWORKS, branches, forward
+from torch import nn
+
+from ccdlib.methods import Given, make
+from ccdlib.models import MODELS, build
+
+SMALLEST = ["resnet8", "wrn_16_1", "vgg8", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2", "resnet18"]
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def lively(module):
+    """The module in float64, its norms with weights and statistics that make every activation matter: many inputs of a ReLU
+    are negative, many above six."""
+    generator = torch.Generator().manual_seed(1)
+    for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
+        for tensor, low, high in (
+            (norm.weight, 2, 6),
+            (norm.bias, -2, 2),
+            (norm.running_mean, -1, 1),
+            (norm.running_var, 0.5, 2),
+        ):
+            with torch.no_grad():
+                tensor.uniform_(low, high, generator=generator)
+    return module.double()
+
+
+def network_and_images(name):
+    side = 32 if name in ("resnet18", "resnet34") else 8
+    return lively(build(name, classes=7)), drawn(3, 3, side, side)
+
+
+def close(ours, theirs, tolerance=1e-8):
+    """Equal to rounding, tensor by tensor; some gradients (of a bias in front of a norm) are nothing but rounding."""
+    nothing = 1e-6 * max(b.abs().max() for b in theirs)
+    return all((a - b).abs().max() <= tolerance * max(b.abs().max(), nothing) for a, b in zip(ours, theirs, strict=True))
+
+
+def flat(logits, feats, pooled):
+    return [logits, *feats, pooled]
+
+
+def gradients(outputs, module):
+    total = sum((out * drawn(*out.shape, seed=k)).mean() for k, out in enumerate(outputs))
+    return torch.autograd.grad(total, list(module.parameters()))
+
+
+def test_none_is_left_out():
+    assert set(NETWORKS) == set(MODELS)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_does_what_its_description_says(name, training):
+    network, images = network_and_images(name)
+    network.train(training)
+    with torch.no_grad():
+        before = copy.deepcopy(network)  # in train mode a pass moves the running statistics
+    ours, theirs = flat(*network(images)), flat(*forward(name, before, images))
+    assert close(ours, theirs)
+    assert close(gradients(ours, network), gradients(theirs, before), 1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", MODELS)
+def test_hsakds_branches_do_what_their_description_says(name, training):
+    network, images = network_and_images(name)
+    given = Given(network, None, None, tuple(images.shape[1:]), 7, torch.arange(7))
+    method = lively(make("hsakd_teacher", given)).train(training)
+    with torch.no_grad():
+        output = network.eval()(images)
+    before = copy.deepcopy(method.branches)
+    ours, theirs = method.heads(output), branches(name, before, output.feats)
+    assert len(ours) == len(output.feats)
+    assert close(ours, theirs)
+    assert close(gradients(ours, method.branches), gradients(theirs, before), 1e-6)
+
+
+def changes(network):
+    """(what, a copy of the network with one thing changed) for mistakes that change no count of parameters."""
+
+    def other(what, change, *arguments):
+        changed = copy.deepcopy(network)
+        change(changed, *arguments)
+        return what, changed
+
+    named = list(network.named_modules())
+    for name, module in named:
+        if isinstance(module, nn.ReLU):
+            yield other(f"no ReLU at {name}", nn.Module.set_submodule, name, nn.Identity())
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            yield other(f"no stride at {name}", lambda net, name: setattr(net.get_submodule(name), "stride", (1, 1)), name)
+        if isinstance(module, nn.MaxPool2d):
+            yield other(f"average pooling at {name}", nn.Module.set_submodule, name, nn.AvgPool2d(module.kernel_size, 2))
+    relus = [name for name, module in named if isinstance(module, nn.ReLU)]
+    yield other("ReLU6 throughout", lambda net: [net.set_submodule(name, nn.ReLU6()) for name in relus])
+    for name, module in named:
+        children = list(module.named_children())
+        for (norm, a), (activation, b) in zip(children, children[1:], strict=False):
+            if isinstance(a, nn.BatchNorm2d) and isinstance(b, nn.ReLU):
+                yield other(f"ReLU before the norm in {name}", swapped, name, norm, activation)
+
+
+def swapped(network, name, one, other):
+    parent = network.get_submodule(name)
+    a, b = getattr(parent, one), getattr(parent, other)
+    setattr(parent, one, b)
+    setattr(parent, other, a)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_what_no_count_can_see_is_seen(name):
+    network, images = network_and_images(name)
+    found = 0
+    with torch.no_grad():
+        right = flat(*forward(name, copy.deepcopy(network), images))
+        for what, changed in changes(network):
+            try:
+                wrong = flat(*changed(images))
+            except RuntimeError:  # shapes do not fit any more
+                continue
+            same = all(a.shape == b.shape for a, b in zip(wrong, right, strict=True)) and close(wrong, right)
+            assert not same, what
+            found += 1
+    assert found > 8
