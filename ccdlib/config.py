@@ -15,7 +15,8 @@ TWINNED = (*POLICIES, *AUGMENTATIONS)  # views with augmented twins
 VIEWS = {"raw": 1, "none": 1, "base": 2, "rotation": 4} | dict.fromkeys(TWINNED, 2)
 
 # What the runs of a cohort may differ in; draws count by their seed.
-OWN = {"model", "method", "settings", "seed", "draws", "lr", "weight_decay", "momentum", "milestones", "eval_every"}
+OWN = {"model", "method", "settings", "seed", "draws", "eval_every"}
+OWN |= {"lr", "weight_decay", "momentum", "nesterov", "milestones", "warmup", "clip"}
 
 IMAGENET = {"milestones": (0.3, 0.6, 0.9), "accumulate": 2, "clip": 20.0}
 
@@ -108,6 +109,8 @@ class RunConfig(Strict):
     seed: of initial weights, batch order, crops and policy draws, in separate streams. draws: the seed of the last three, when
     another: runs with different seeds and equal draws differ in nothing but their weights, and can share a teacher's answers.
     batch: images a step (each with all its views). milestones: fractions of the epochs after which lr is divided by ten.
+    nesterov: Nesterov's momentum, or the plain one. warmup: the epochs over which all terms of the loss but its cross entropy
+    grow linearly to their full size: in epoch e, from 1, they count min(1, e / warmup).
     flip: overrides the data set's own base flip. eval_every: epochs between test evaluations (the last is always one).
     jda: whether the augmentation comes "before crop", on whole images, as the papers have it, or "after crop", which is
     faster where images are large. accumulate: passes over which a step's images are spread, each with batch norms of its
@@ -138,7 +141,9 @@ class RunConfig(Strict):
     lr: Positive = RECIPES["small"]["lr"]
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = RECIPES["small"]["weight_decay"]
     momentum: Rate = 0.9
+    nesterov: bool = True
     milestones: tuple[Rate, ...] = (0.625, 0.75, 0.875)
+    warmup: Annotated[int, Field(ge=0)] = 0
     eval_every: Count = 1
     jda: Literal["before crop", "after crop"] = "before crop"
     accumulate: Count = 1
@@ -269,6 +274,10 @@ class RunConfig(Strict):
     def lr_at(self, epoch):
         """The learning rate of an epoch, counted from 0."""
         return self.lr * 0.1 ** sum(epoch >= round(m * self.epochs) for m in self.milestones)
+
+    def soft_at(self, epoch):
+        """How much the terms of the loss but its cross entropy count in an epoch, counted from 0."""
+        return min(1.0, (epoch + 1) / self.warmup) if self.warmup else 1.0
 
 
 def teacher_of_method(method, teacher, **changes):

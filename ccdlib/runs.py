@@ -39,7 +39,7 @@ from ccdlib.registry import CcdError
 # tests/test_train.py holds golden numbers of a short training and fails when somebody forgets.
 PROTOCOL = 1
 
-LATER = ("jda", "accumulate", "clip")
+LATER = ("jda", "accumulate", "clip", "nesterov", "warmup")
 
 # The modules whose code can change a result; their hash is kept with every run.
 SHAPING = (

@@ -463,7 +463,9 @@ class Trainee:
         # Gradients are exchanged after the last pass of a step.
         with nullcontext() if last or group.size() == 1 else self.shared.no_sync():
             output = self.answers(self.network, inputs) if self.frozen else self._forward(self.shared, inputs)
-            terms = self.method(output, target, batch)
+            terms, soft = self.method(output, target, batch), self.config.soft_at(batch.step[0])
+            if soft < 1:
+                terms = {name: term if name == "ce" else soft * term for name, term in terms.items()}
             loss = sum(terms.values())
             (loss if batch.weight == 1 else batch.weight * loss).backward()
         if last:
@@ -526,7 +528,12 @@ def prepare(configs, data, device, taught_by):
         network, method = network.to(device), method.to(device)
         parameters = [p for part in (network, method) for p in part.parameters() if p.requires_grad]
         optimiser = torch.optim.SGD(
-            parameters, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0, fused=True
+            parameters,
+            config.lr,
+            config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov and config.momentum > 0,
+            fused=True,
         )
         shared = group.in_group(network, device)
         trainees.append(
