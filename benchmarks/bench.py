@@ -206,7 +206,7 @@ def fit(repeats):
     repeats = min(repeats, 2)
     for pair in ("ResNet56 -> ResNet20", "WRN-40-2 -> WRN-16-2"):
         config = _taught(configuration(pair, n_train=256))
-        seeds = [config.model_copy(update={"seed": s, "draws": 0}) for s in range(5)]
+        seeds = [config.but(seed=s, draws=0) for s in range(5)]
         times = in_turns(
             repeats,
             warm=False,
@@ -218,9 +218,9 @@ def fit(repeats):
         yield _compared(f"{pair}, one run", times, "usual", "ours")
         yield _compared(f"{pair}, five seeds that share their draws", times, "five", "together")
     digits = _taught(configuration("digits: resnet20 -> resnet8", n_train=50, epochs=80, eval_every=40))
-    ten = [digits.model_copy(update={"seed": s}) for s in range(10)]
-    shared = [c.model_copy(update={"draws": 0}) for c in ten]
-    arms = [c.model_copy(update={"method": m, "settings": w}) for c in ten[:2] for m, w in ARMS]
+    ten = [digits.but(seed=s) for s in range(10)]
+    shared = [c.but(draws=0) for c in ten]
+    arms = [c.but(method=m, settings=w) for c in ten[:2] for m, w in ARMS]
     times = in_turns(
         repeats,
         warm=False,
@@ -248,7 +248,7 @@ def _taught(config):
     data = data_of(config)
     file = f"{FOLDER}/{config.teacher.model}-{data.channels}.safetensors"
     save_weights(file, build(config.teacher.model, data.classes, data.channels), config.teacher.model)
-    return config.model_copy(update={"teacher": Checkpoint(model=config.teacher.model, file=file)})
+    return config.but(teacher=Checkpoint(model=config.teacher.model, file=file))
 
 
 def _fresh(configs):
@@ -328,7 +328,7 @@ def one_process(side, data):
         usual.train(("wrn_40_2", "wrn_16_2"), data_of(config), POLICY, config.batch, 1)
     elif side.startswith("ours"):
         ready, seeds = data_of(config).to(DEVICE), 5 if "five" in side else 1
-        configs = [config.model_copy(update={"seed": s, "draws": 0}) for s in range(seeds)]
+        configs = [config.but(seed=s, draws=0) for s in range(seeds)]
         train_epoch(prepare(configs, ready, DEVICE, untrained(config, ready)), 0)
     if DEVICE.type == "cuda":
         print(torch.cuda.max_memory_allocated() / 1e6)
@@ -358,7 +358,7 @@ def growth(repeats):
 def _grown(what, config, runs, repeats):
     data = data_of(config)
     ready = data.to(DEVICE)
-    configs = [config.model_copy(update={"seed": s, "draws": 0}) for s in range(runs)]
+    configs = [config.but(seed=s, draws=0) for s in range(runs)]
     trainees = prepare(configs, ready, DEVICE, untrained(config, data))
     count = steps_an_epoch(len(data.train_labels), config.batch)
     taken = median(in_turns(repeats, epoch=lambda: train_epoch(trainees, 0))["epoch"])

@@ -222,6 +222,29 @@ def models(classes, side):
         click.echo(f"{name:16} {parameters:>12,} parameters  {macs / 1e6:>9,.1f} million multiply-adds")
 
 
+@cli.command(short_help="Accuracies that others report.", epilog="Example: ccd published wrn_40_2 wrn_16_2")
+@click.argument("teacher", required=False)
+@click.argument("student", required=False)
+def published(teacher, student):
+    """List what others report, for the pair TEACHER STUDENT or all pairs: source, recipe, and over how many runs.
+
+    The numbers of HSAKD's table stand beside runs of their recipe in the notebooks; these have recipes that the kit lacks.
+    """
+    from ccdlib.models import MODELS
+    from ccdlib.paper import REPORTED
+
+    for name in filter(None, (teacher, student)):
+        MODELS[name]
+    found = [row for row in REPORTED if teacher in (None, row.teacher) and student in (None, row.student)]
+    for row in found:
+        original = f" (of {row.original:g})" if row.original else ""
+        runs = f"mean of {row.runs} runs" if row.runs else "number of runs not said"
+        pair = f"{row.data}, {row.teacher} to {row.student}"
+        click.echo(f"{pair}: {row.method} {row.reached:g}{original}; {row.source}; {row.recipe}; {runs}")
+    if not found:
+        click.echo("nobody's numbers for these networks are known here")
+
+
 @cli.command(
     short_help="All data sets, or what is in one.",
     epilog="Examples: ccd data   ccd data digits   ccd data imagenet:/data/imagenet",

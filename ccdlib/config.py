@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ccdlib.augment import AUGMENTATIONS, POLICIES, Mix, Policy, policy_named
-from ccdlib.data import source_of
+from ccdlib.data import source_of, statistics_of
 from ccdlib.methods import METHODS, check_settings
 from ccdlib.models import MODELS
 from ccdlib.registry import CcdError, Registry, unknown
@@ -18,30 +18,65 @@ VIEWS = {"raw": 1, "none": 1, "base": 2, "rotation": 4} | dict.fromkeys(TWINNED,
 OWN = {"model", "method", "settings", "seed", "draws", "eval_every"}
 OWN |= {"lr", "weight_decay", "momentum", "nesterov", "milestones", "warmup", "clip"}
 
-IMAGENET = {"milestones": (0.3, 0.6, 0.9), "accumulate": 2, "clip": 20.0}
+# Parts of recipes. Four rotations of an image are four inputs: so SSKD and HSAKD take half the images a step.
+IMAGENET = {"milestones": (0.3, 0.6, 0.9), "accumulate": 2, "clip": 20.0, "nesterov": False}
+HSAKD = {"lr": 0.05, "weight_decay": 5e-4, "batch": 64}
+HSAKD_LIGHT = HSAKD | {"lr": 0.01}
+HSAKD_SMALL = {"lr": 0.025, "weight_decay": 5e-4, "batch": 13}
+SSKD_HEADS = {"milestones": (0.5, 0.75)}  # 30 and 45 of 60 epochs
+HSAKD_HEADS = {"milestones": (0.3, 0.6, 0.9)}  # 30, 60 and 90 of 100 epochs
+PLAIN = {"nesterov": False}  # as SSKD's own code has it
+CIFAR10 = {"milestones": (91 / 182, 136 / 182), "statistics": "cifar100"}
 
-# The methods of the papers at their settings (methods.md, section 4), and a small one for minutes on a CPU.
+# Families of settings: FAMILY for students, FAMILY_teacher for their teachers, FAMILY_METHOD where a method has settings of its
+# own; networks of LIGHT take FAMILY..._light where there is one (recipe_of). "paper", "imagenet" and "cifar10" are the authors',
+# "hsakd" is the one that all networks and methods of HSAKD's table were trained by, the small ones take minutes on a CPU.
 RECIPES = Registry("recipe")
 RECIPES |= {
     "small": {"lr": 0.05, "weight_decay": 5e-4, "batch": 25, "epochs": 30},
     "small_teacher": {"lr": 0.05, "weight_decay": 5e-4, "batch": 25, "epochs": 50},
+    "small_sskd": HSAKD_SMALL | PLAIN | {"epochs": 30},
+    "small_sskd_teacher": HSAKD_SMALL | PLAIN | SSKD_HEADS | {"epochs": 12},
+    "small_hsakd": HSAKD_SMALL | {"epochs": 30},
+    "small_hsakd_teacher": HSAKD_SMALL | HSAKD_HEADS | {"epochs": 20},
     "paper": {"lr": 0.1, "weight_decay": 1e-4, "batch": 128, "epochs": 240},
-    # ImageNet: 768 images are 1,536 inputs, over two accumulation steps; and the same in the small.
+    "paper_teacher": {"lr": 0.1, "weight_decay": 5e-4, "batch": 128, "epochs": 240},
+    "paper_sskd": HSAKD | PLAIN | {"epochs": 240},
+    "paper_sskd_light": HSAKD_LIGHT | PLAIN | {"epochs": 240},
+    "paper_sskd_teacher": HSAKD | PLAIN | SSKD_HEADS | {"epochs": 60},
+    "paper_hsakd": HSAKD | {"epochs": 240},
+    "paper_hsakd_light": HSAKD_LIGHT | {"epochs": 240},
+    "paper_hsakd_teacher": HSAKD | HSAKD_HEADS | {"epochs": 100},
+    "hsakd": HSAKD | {"epochs": 240},
+    "hsakd_light": HSAKD_LIGHT | {"epochs": 240},
+    "hsakd_teacher": HSAKD | {"epochs": 240},
+    "hsakd_sskd": HSAKD | {"epochs": 240},
+    "hsakd_sskd_light": HSAKD_LIGHT | {"epochs": 240},
+    "hsakd_sskd_teacher": HSAKD | SSKD_HEADS | {"epochs": 60},
+    "hsakd_hsakd": HSAKD | {"epochs": 240},
+    "hsakd_hsakd_light": HSAKD_LIGHT | {"epochs": 240},
+    "hsakd_hsakd_teacher": HSAKD | HSAKD_HEADS | {"epochs": 100},
+    # 768 images are 1,536 inputs, over two accumulation steps; and the same in the small.
     "imagenet": IMAGENET | {"lr": 0.1, "weight_decay": 1e-4, "batch": 768, "epochs": 200},
     "imagenet_teacher": IMAGENET | {"lr": 0.1, "weight_decay": 1e-4, "batch": 768, "epochs": 200},
     "imagenet_small": IMAGENET | {"lr": 0.05, "weight_decay": 5e-4, "batch": 24, "epochs": 4},
-    "imagenet_small_teacher": {"lr": 0.05, "weight_decay": 5e-4, "batch": 24, "epochs": 6},
-    "paper_teacher": {"lr": 0.1, "weight_decay": 5e-4, "batch": 128, "epochs": 240},
-    # SSKD's and HSAKD's own: half the images a step, because each is seen at four rotations.
-    "small_rotating": {"lr": 0.025, "weight_decay": 5e-4, "batch": 13, "epochs": 30},
-    "paper_rotating": {"lr": 0.05, "weight_decay": 5e-4, "batch": 64, "epochs": 240},
-    "paper_rotating_light": {"lr": 0.01, "weight_decay": 5e-4, "batch": 64, "epochs": 240},  # MobileNetV2 and ShuffleNets
-    # The heads of a frozen teacher: as fractions of the epochs, 30 and 45 of 60, and 30, 60 and 90 of 100.
-    "small_sskd_teacher": {"lr": 0.025, "weight_decay": 5e-4, "batch": 13, "epochs": 12, "milestones": (0.5, 0.75)},
-    "paper_sskd_teacher": {"lr": 0.05, "weight_decay": 5e-4, "batch": 64, "epochs": 60, "milestones": (0.5, 0.75)},
-    "small_hsakd_teacher": {"lr": 0.025, "weight_decay": 5e-4, "batch": 13, "epochs": 20, "milestones": (0.3, 0.6, 0.9)},
-    "paper_hsakd_teacher": {"lr": 0.05, "weight_decay": 5e-4, "batch": 64, "epochs": 100, "milestones": (0.3, 0.6, 0.9)},
+    "imagenet_small_teacher": PLAIN | {"lr": 0.05, "weight_decay": 5e-4, "batch": 24, "epochs": 6},
+    # The authors' script normalises by the statistics of CIFAR-100. That its teacher is trained likewise is our assumption.
+    "cifar10": CIFAR10 | {"lr": 0.1, "weight_decay": 1e-4, "batch": 64, "epochs": 182},
+    "cifar10_teacher": CIFAR10 | {"lr": 0.1, "weight_decay": 1e-4, "batch": 64, "epochs": 182},
 }
+
+LIGHT = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")  # networks whose own learning rate is lower
+
+
+def recipe_of(family, model, method=""):
+    """The settings with which a `family` of RECIPES trains a student `model` by a method that has settings of its own there.
+
+    Errors: CcdError for a family that there is not, or that has none for that method.
+    """
+    name = f"{family}_{method}" if method else family
+    return RECIPES[f"{name}_light" if model in LIGHT and f"{name}_light" in RECIPES else name]
+
 
 Positive = Annotated[float, Field(gt=0, lt=1e38, allow_inf_nan=False)]  # a float32 number
 Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -52,13 +87,23 @@ Count = Annotated[int, Field(ge=1)]
 class Strict(BaseModel):
     """A pydantic model that refuses unknown keys, saying which are allowed; "1e-3" strings become numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, revalidate_instances="always")
 
     def __init__(self, **given):
         try:
             super().__init__(**given)
         except ValidationError as error:
             raise CcdError(_readable(type(self).__name__, error.errors())) from None
+
+    def but(self, **changes):
+        """The same with other values of some fields, checked like a new one."""
+        return type(self)(**dict(self) | changes)
+
+    def model_copy(self, *, update=None, deep=False):
+        """pydantic's copy, which would put `update` in unchecked; CcdError where there is one."""
+        if update:
+            raise CcdError(f"model_copy(update={update!r}) would check nothing; write config.but(name=value)")
+        return super().model_copy(deep=deep)
 
     @model_validator(mode="before")
     @classmethod
@@ -111,7 +156,9 @@ class RunConfig(Strict):
     batch: images a step (each with all its views). milestones: fractions of the epochs after which lr is divided by ten.
     nesterov: Nesterov's momentum, or the plain one. warmup: the epochs over which all terms of the loss but its cross entropy
     grow linearly to their full size: in epoch e, from 1, they count min(1, e / warmup).
-    flip: overrides the data set's own base flip. eval_every: epochs between test evaluations (the last is always one).
+    flip: overrides the data set's own base flip. statistics: the mean and standard deviation by which images are normalised:
+    "own", or those of the data set of that name, one whose statistics the literature fixes (the authors' script for CIFAR-10
+    has CIFAR-100's). eval_every: epochs between test evaluations (the last is always one).
     jda: whether the augmentation comes "before crop", on whole images, as the papers have it, or "after crop", which is
     faster where images are large. accumulate: passes over which a step's images are spread, each with batch norms of its
     own. clip: the norm to which a step's gradient is cut (None: not).
@@ -133,6 +180,7 @@ class RunConfig(Strict):
     twins: Count = 1
     share: Fraction = 1.0
     flip: bool | None = None
+    statistics: str = "own"
     teacher: "RunConfig | Checkpoint | None" = None
     seed: int = 0
     draws: int | None = None
@@ -154,6 +202,7 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _names_and_needs(self):
         source_of(self.data)
+        statistics_of(self.statistics)
         MODELS[self.model]
         check_settings(self.method, self.settings)
         if self.views not in VIEWS:
@@ -227,6 +276,11 @@ class RunConfig(Strict):
             raise CcdError(
                 f"method {self.method!r} trains heads of its frozen teacher: model {self.model!r} must be the teacher's, "
                 f"{self.teacher.model!r}"
+            )
+        if isinstance(self.teacher, RunConfig) and self.teacher.statistics != self.statistics:
+            raise CcdError(
+                f"statistics = {self.statistics!r}, and the teacher's are {self.teacher.statistics!r}: both see the same inputs, "
+                "normalised in one way; give both the same"
             )
         heads = isinstance(self.teacher, RunConfig) or self.teacher.heads
         if method.teacher_method and (self.teacher.method != method.teacher_method or not heads):

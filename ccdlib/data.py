@@ -65,6 +65,15 @@ class Data:
         """(C, H, W) of an image."""
         return tuple(self.train_images.shape[1:])
 
+    def normalised_by(self, statistics):
+        """The same data, to be normalised by `statistics` (see statistics_of); CcdError for those of other channels."""
+        mean, std = statistics_of(statistics) or (self.mean, self.std)
+        if len(mean) != self.channels:
+            raise CcdError(
+                f"statistics {statistics!r} are of {len(mean)} channels, the images of {self.name} have {self.channels}; give 'own'"
+            )
+        return replace(self, mean=mean, std=std)
+
     def few(self, n):
         """The same data with its first n training images, for a look or a timing."""
         return replace(self, train_images=self.train_images[:n], train_labels=self.train_labels[:n])
@@ -175,6 +184,14 @@ def source_of(name):
     if kind not in DATASETS or bool(colon) != DATASETS[kind].takes_path or (colon and not path):
         raise unknown("dataset", name, allowed)
     return DATASETS[kind], Path(path).expanduser() if path else None
+
+
+def statistics_of(name):
+    """(mean, std) per channel that the literature fixes for the data set `name`; None for "own". CcdError for other names."""
+    fixed = {row: source.statistics for row, source in DATASETS.items() if source.statistics}
+    if name != "own" and name not in fixed:
+        raise unknown("statistics", name, ["own", *fixed])
+    return fixed.get(name)
 
 
 def sizes_of(name):

@@ -17,13 +17,24 @@ import torch
 from loky import ProcessPoolExecutor
 
 from ccdlib.augment import policy_named
-from ccdlib.config import RECIPES, Checkpoint, RunConfig, teacher_of_method
+from ccdlib.config import RECIPES, Checkpoint, RunConfig, recipe_of, teacher_of_method
 from ccdlib.data import sizes_of
 from ccdlib.group import launch
 from ccdlib.methods import METHODS
 from ccdlib.registry import CcdError, Registry, unknown
 from ccdlib.runs import best_device, cores
-from ccdlib.stats import INFINITY, Claim, Contrast, Peak, equivalent, more, no_better, slope
+from ccdlib.stats import (
+    INFINITY,
+    Claim,
+    Contrast,
+    Peak,
+    collapsed_seeds,
+    equivalent,
+    more,
+    no_better,
+    said_of_collapse,
+    slope,
+)
 from ccdlib.train import check, fit, fit_cohort, folder_of, pace, steps_an_epoch
 
 EXPERIMENTS = Registry("experiment")  # notebook stem -> function of its parameters
@@ -95,7 +106,8 @@ class Experiment:
                 trained(configs)
                 results[arm] = [fit(config, show="none") for config in configs]
                 mean = sum(result.accuracy for result in results[arm]) / len(configs)
-                print(f"{arm:{width}}  {mean:.1f} % on average of {len(configs)} seeds", flush=True)
+                said = f"; {said}" if (said := said_of_collapse(collapsed_seeds(results[arm]))) else ""
+                print(f"{arm:{width}}  {mean:.1f} % on average of {len(configs)} seeds{said}", flush=True)
         return results
 
     def rows(self, results):
@@ -106,6 +118,7 @@ class Experiment:
             base = results[facts["baseline"]] if "baseline" in facts else results[arm]
             for run, other in zip(results[arm], base, strict=True):
                 row = {"arm": arm, "seed": run.config.seed, "accuracy": run.accuracy, **facts}
+                row["collapsed"] = run.config.seed in {*collapsed_seeds(results[arm]), *collapsed_seeds(base)}
                 rows.append(row | ({"gain": run.accuracy - other.accuracy} if "baseline" in facts else {}))
         return rows
 
@@ -258,19 +271,42 @@ def _teachers(p, /, **what):
     base = {"data": p["data"], "n_train": p["n_teacher"] or None, "model": p["teacher_model"]}
     recipe = RECIPES[p["recipe"]] and RECIPES[f"{p['recipe']}_teacher"]  # the name that was given is the one to complain about
     base |= recipe | _timing(p, p["teacher_epochs"]) | what
-    return [RunConfig(**base, seed=s, subset_seed=s) for s in range(p["seeds"])]
+    return [RunConfig(**base, seed=s, subset_seed=_subset_seed(p, s)) for s in range(p["seeds"])]
 
 
 def _students(p, teachers, /, epochs=None, **what):
     """The student of every seed, distilled by KD unless `what` says more; teachers None: alone."""
     base = {"data": p["data"], "n_train": p["n_train"] or None, "model": p["student_model"]}
-    base |= RECIPES[p["recipe"]] | _timing(p, epochs or p["student_epochs"]) | {"method": "kd" if teachers else "ce"} | what
-    return [RunConfig(**base, teacher=teachers and teachers[s], seed=s, subset_seed=s) for s in range(p["seeds"])]
+    base |= (
+        recipe_of(p["recipe"], p["student_model"])
+        | _timing(p, epochs or p["student_epochs"])
+        | {"method": "kd" if teachers else "ce"}
+        | what
+    )
+    return [
+        RunConfig(**base, teacher=teachers and teachers[s], seed=s, subset_seed=_subset_seed(p, s)) for s in range(p["seeds"])
+    ]
 
 
 def _least(p):
     """Seeds that a verdict needs: three in the paper profiles, as the papers have, and ten elsewhere."""
     return {"least": 3 if p["profile"].startswith("paper") else 10}
+
+
+def _needs(p):
+    """What a verdict on an effect that the papers claim needs: seeds, and the margin within which there is practically none."""
+    return _least(p) | {"margin": p["margin"]}
+
+
+SPLITS = ("per seed", "fixed")
+
+
+def _subset_seed(p, seed):
+    """The seed by which training images are drawn: each seed's own or, with a fixed split as the authors have it, one for all."""
+    split = p.get("split", SPLITS[0])
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    return seed if split == SPLITS[0] else 0
 
 
 def _sweep(p, name, kind, low, high):
@@ -310,9 +346,9 @@ def quickstart(p):
         "CCD": _students(p, teachers, method="ccd", views=p["policy"]),
     }
     claims = (
-        more("KD", "a teacher helps: KD is more accurate than the student alone", "KD", "student alone", **_least(p)),
-        more("(a)", "augmented views help: KD + JDA is more accurate than KD", "KD + JDA", "KD", **_least(p)),
-        more("CCD", "the cosine weight helps: CCD is more accurate than KD + JDA", "CCD", "KD + JDA", **_least(p)),
+        more("KD", "a teacher helps: KD is more accurate than the student alone", "KD", "student alone", **_needs(p)),
+        more("(a)", "augmented views help: KD + JDA is more accurate than KD", "KD + JDA", "KD", **_needs(p)),
+        more("CCD", "the cosine weight helps: CCD is more accurate than KD + JDA", "CCD", "KD + JDA", **_needs(p)),
     )
     return Experiment(arms, claims)
 
@@ -332,9 +368,9 @@ def joint_augmentation(p):
         rest = tuple(dict.fromkeys(name for name in every if name != op))
         arms[f"without {op}"] = _students(p, teachers, views=p["policy"], ops=rest)
     claims = (
-        more("(a)", "KD gains from JDA, though the teacher never saw such views", "KD + JDA", "KD", **_least(p)),
-        more("(a)", "KD gains more from JDA than from rotation", "KD + JDA", "KD + rotation", **_least(p)),
-        more("(a)", "KD gains more from JDA than from a second crop and flip", "KD + JDA", "KD + crop and flip", **_least(p)),
+        more("(a)", "KD gains from JDA, though the teacher never saw such views", "KD + JDA", "KD", **_needs(p)),
+        more("(a)", "KD gains more from JDA than from rotation", "KD + JDA", "KD + rotation", **_needs(p)),
+        more("(a)", "KD gains more from JDA than from a second crop and flip", "KD + JDA", "KD + crop and flip", **_needs(p)),
     )
     return Experiment(arms, claims)
 
@@ -369,7 +405,7 @@ def augmented_teacher(p):
     without = "without JDA in distillation, a teacher trained with JDA makes no better student"
     within = "with JDA in distillation, a teacher trained with JDA makes no better student"
     claims = (
-        more("(b)", "training with JDA improves the teacher", "teacher + JDA", "teacher", **least),
+        more("(b)", "training with JDA improves the teacher", "teacher + JDA", "teacher", **_needs(p)),
         no_better("(b)", without, "KD from teacher + JDA", "KD", margin, **least),
         no_better("(b)", within, "KD + JDA from teacher + JDA", "KD + JDA", margin, **least),
     )
@@ -488,7 +524,7 @@ def _few_shot_claims(p, amounts):
     for schedule in (EPOCHS, STEPS):
         at = f"at {schedule}"
         pair = [f"{method}, {few} images, {schedule}" for method in ("KD + JDA", "KD")]
-        yield more("(d)", f"with {few} images KD gains from JDA, {at}", *pair, **_least(p))
+        yield more("(d)", f"with {few} images KD gains from JDA, {at}", *pair, **_needs(p))
         weights = {}
         for n, weight in zip(amounts, slope([log2(n) for n in amounts]), strict=True):
             weights |= {f"KD + JDA, {n} images, {schedule}": weight, f"KD, {n} images, {schedule}": -weight}
@@ -504,6 +540,7 @@ NAMES = {
     "fitnet": "FitNet",
     "at": "AT",
     "sp": "SP",
+    "sp_released": "SP, released",
     "rkd": "RKD",
     "crd": "CRD",
     "dkd": "DKD",
@@ -511,21 +548,14 @@ NAMES = {
     "sskd": "SSKD",
     "hsakd": "HSAKD",
 }
-LIGHT = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")  # students whose own learning rate with SSKD and HSAKD is lower
 
 
 def _own_recipe(p, method):
-    """The settings that the literature trains `method` with, where they are not those of all others (methods.md, section 4)."""
+    """The settings that the literature trains `method` with, where they are not those of all others."""
     if not METHODS[method].rotates:
         return {}
-    recipe = RECIPES[rotating_recipe(p["recipe"], p["student_model"])]
+    recipe = recipe_of(p["recipe"], p["student_model"], method)
     return {key: value for key, value in recipe.items() if key != "epochs"}
-
-
-def rotating_recipe(recipe, student):
-    """The name of SSKD's and HSAKD's own recipe for a student."""
-    light = f"{recipe}_rotating_light"
-    return light if student in LIGHT and light in RECIPES else f"{recipe}_rotating"
 
 
 # The epochs of the heads of a frozen teacher, as a part of the teacher's own: 60 and 100 of 240.
@@ -544,14 +574,17 @@ def _ready_for(p, method, teachers):
 
 def _compared(p, method, teachers, **what):
     """The students of a compared method under its own recipe, unless `what` says otherwise."""
-    settings = {"crd": {"negatives": p["negatives"]}}.get(method, {})
-    own = _own_recipe(p, method) | {"method": method, "settings": settings} | what
-    return _students(p, _ready_for(p, method, teachers), **own)
+    own = _own_recipe(p, method) | {"method": method}
+    if method == "crd":
+        own["settings"] = {"negatives": p["negatives"]}
+    if method == "dkd":
+        own |= {"settings": {"beta": p["dkd_beta"]}, "warmup": p["dkd_warmup"]}
+    return _students(p, _ready_for(p, method, teachers), **own | what)
 
 
 def _matched(p):
     """The settings of the recipe that all methods can share."""
-    return RECIPES[p["recipe"]] | _timing(p, p["student_epochs"])
+    return recipe_of(p["recipe"], p["student_model"]) | _timing(p, p["student_epochs"])
 
 
 @EXPERIMENTS.add("05_compatibility")
@@ -572,7 +605,7 @@ def compatibility(p):
                 facts[arm] = {"method": name, "views": kind} | ({} if kind == "none" else {"baseline": name})
             how = "under the matched recipe" if recipe == "matched" else "under its own recipe"
             how = how if len(recipes) > 1 else "under the common recipe"
-            claims.append(more("(e)", f"{NAMES[method]} gains from JDA, {how}", f"{name} + JDA", name, **_least(p)))
+            claims.append(more("(e)", f"{NAMES[method]} gains from JDA, {how}", f"{name} + JDA", name, **_needs(p)))
     return Experiment(arms, tuple(claims), facts)
 
 
@@ -593,7 +626,7 @@ CONTROLS = ("constant", "shuffled", "normalised", "probabilities", "centred")
 def cosine_confidence(p):
     """CCD against KD + JDA, its own controls, SSKD, HSAKD and HSAKD*."""
     teachers = _teachers(p)
-    recipe = RECIPES[f"{p['recipe']}_rotating"] | _timing(p, p["teacher_epochs"])
+    recipe = RECIPES[f"{p['recipe']}_hsakd"] | _timing(p, p["teacher_epochs"])
     jointly = _teachers(p, method="hsakd_teacher", **recipe)
     arms = {
         "teacher": teachers,
@@ -627,7 +660,7 @@ def _ccd_claims(p):
         statements[name] = f"CCD is more accurate than {name}, each under its own recipe"
         statements[f"{name}, matched"] = f"CCD is more accurate than {name}, under one recipe"
     for arm, statement in statements.items():
-        yield more("CCD", statement, "CCD", arm, **_least(p))
+        yield more("CCD", statement, "CCD", arm, **_needs(p))
     yield more(
         "CCD",
         "the spread of the weights helps at an unchanged size: CCD with weights of mean 1 is more accurate than KD + JDA",
@@ -656,9 +689,9 @@ def imagenet(p):
     }
     same = f"JDA after the crop is as good as on whole images, within {p['margin']:g} points"
     claims = (
-        more("KD", "a teacher helps: KD is more accurate than the student alone", "KD", "student alone", **_least(p)),
-        more("(a)", "augmented views help: KD + JDA is more accurate than KD", "KD + JDA", "KD", **_least(p)),
-        more("CCD", "the cosine weight helps: CCD is more accurate than KD + JDA", "CCD", "KD + JDA", **_least(p)),
+        more("KD", "a teacher helps: KD is more accurate than the student alone", "KD", "student alone", **_needs(p)),
+        more("(a)", "augmented views help: KD + JDA is more accurate than KD", "KD + JDA", "KD", **_needs(p)),
+        more("CCD", "the cosine weight helps: CCD is more accurate than KD + JDA", "CCD", "KD + JDA", **_needs(p)),
         equivalent("kit", same, "CCD, JDA after the crop", "CCD", p["margin"], **_least(p)),
     )
     return Experiment(arms, claims)

@@ -70,6 +70,12 @@ class Images:
         """The same data with `amount` training images; see data.Data.subset."""
         return self._with(stratified(self.train_labels.cpu(), amount, seed, self.classes))
 
+    def normalised_by(self, statistics):
+        """The same data; CcdError for other statistics than its own, which are ImageNet's."""
+        if statistics != "own":
+            raise CcdError(f"statistics = {statistics!r} for {self.name}: images in files have ImageNet's; give 'own'")
+        return self
+
     def few(self, n):
         """The same data with its first n training and test images, for a look or a timing."""
         few = self._with(torch.arange(min(n, len(self.train_labels))))

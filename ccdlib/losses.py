@@ -208,7 +208,7 @@ def dkd(student, teacher, labels, temperature=4.0, alpha=1.0, beta=8.0):
     """Decoupled KD (Zhao et al., CVPR 2022): CE + T^2 mean_i (alpha TCKD_i + beta NCKD_i).
 
     TCKD: KL between (p_y, 1 - p_y) of teacher and student, y the true class. NCKD: KL between the probabilities of the
-    other classes among themselves. The paper sets beta by the pair (DKD_BETA of experiments.py), and lets the soft terms grow
+    other classes among themselves. The paper sets beta by the pair (the `paper` profiles have it), and lets the soft terms grow
     over the first 20 of 240 epochs (RunConfig.warmup). Terms {"ce", "target", "others"}.
     """
     _same_classes(student, teacher)

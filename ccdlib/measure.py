@@ -10,9 +10,9 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccdlib.config import RECIPES, RunConfig, teacher_of_method
+from ccdlib.config import RECIPES, RunConfig, recipe_of, teacher_of_method
 from ccdlib.data import Sizes, load_data, sizes_of
-from ccdlib.experiments import NAMES, rotating_recipe
+from ccdlib.experiments import NAMES
 from ccdlib.losses import confidence
 from ccdlib.methods import METHODS, TURNS, Given
 from ccdlib.models import MODELS
@@ -272,7 +272,7 @@ def method_configs(teacher, student, recipe="paper", policy="cifar100", negative
     configs = {}
     for name, (method, views) in found.items():
         if only is None or name in only:
-            kind = RECIPES[rotating_recipe(recipe, student) if METHODS[method].rotates else recipe]
+            kind = recipe_of(recipe, student, method if METHODS[method].rotates else "")
             settings = {"negatives": negatives} if method == "crd" else {}
             what = {"model": student, "method": method, "views": views, "settings": settings, **kind, **data}
             configs[name] = RunConfig(**what, teacher=teacher_of_method(method, taught))

@@ -16,7 +16,7 @@ import yaml
 from ccdlib import paths, stats
 from ccdlib.data import source_of
 from ccdlib.experiments import EXPERIMENTS, experiment, jobs
-from ccdlib.paper import published
+from ccdlib.paper import SOURCE, published
 from ccdlib.registry import CcdError, unknown
 from ccdlib.runs import best_device, hardware, provenance, source_hash, write_whole
 
@@ -177,10 +177,12 @@ class Run:
         import pandas as pd
 
         pd.set_option("display.max_colwidth", None)  # a claim is read whole
-        columns = ("finding", "statement", "words", "true_where", "refuted_when", "least")
+        columns = ("finding", "statement", "words", "true_where", "refuted_when", "zero_when", "least")
         rows = [{name: getattr(claim, name) for name in columns} for claim in self._planned().claims]
         names = {"words": "estimand (mean over seeds)", "true_where": "true where it is", "refuted_when": "refuted when"}
-        return pd.DataFrame(rows).rename(columns=names | {"least": "seeds needed"}).set_index("finding")
+        names |= {"zero_when": "practically zero when", "least": "seeds needed"}
+        shown = pd.DataFrame(rows).rename(columns=names).set_index("finding")
+        return shown.loc[:, (shown != "").any()]
 
     def _planned(self):
         if self.plan is None:
@@ -226,25 +228,30 @@ class Run:
         accuracies = [r.accuracy for r in runs]
         mean, std = stats.spread(accuracies)
         base = baseline and [r.accuracy for r in results[baseline]]
+        theirs = published(runs[0].config)
         return {
             "arm": arm,
             "seeds": [r.config.seed for r in runs],
             "accuracies": accuracies,
             "mean": mean,
             "std": std,
+            "collapsed": stats.collapsed_seeds(runs),
             "baseline": baseline,
             "difference": base and stats.paired(accuracies, base)._asdict(),
             "best_on_test": stats.spread([r.best_on_test for r in runs])[0],
-            "published": published(runs[0].config),
+            "published": theirs and theirs._asdict() | {"source": SOURCE},
         }
 
     def judge(self, results):
         """The verdict on every claim that was declared, printed and kept, whatever it is; results {arm: [Result]}."""
         self.results = results
         accuracies = {arm: [run.accuracy for run in runs] for arm, runs in results.items()}
-        self.claims = [claim.judge(accuracies) for claim in self._planned().claims]
-        for claim in self.claims:
-            print(f"{claim['verdict']}: {claim['finding']} {claim['claim']}: {stats.brief(claim)} {claim['unit']}")
+        first = next(iter(results.values()))
+        self.claims = [claim.judge(accuracies, 100 / first[0].classes) for claim in self._planned().claims]
+        for claim, verdict in zip(self.claims, stats.corrected(self.claims), strict=True):
+            claim["corrected"] = verdict
+            claim["collapsed"] = {arm: [first[k].config.seed for k in places] for arm, places in claim["collapsed"].items()}
+            print(said_of(claim))
 
     def figure(self, name, figure):
         """Keep a figure as PNG and SVG beside results.json, and hand it back."""
@@ -280,16 +287,30 @@ class Run:
         print(f"saved {self.profile}/{self.stem}/results.json")
 
 
+def said_of(claim):
+    """A judged claim on a line: its verdict, also where all claims of the notebook are counted, and what collapsed."""
+    said = f"{claim['verdict']}: {claim['finding']} {claim['claim']}: {stats.brief(claim)} {claim['unit']}"
+    if claim["corrected"] != claim["verdict"]:
+        said += f" (corrected for the number of claims: {claim['corrected']})"
+    for arm, seeds in claim["collapsed"].items():
+        said += f"; {arm}: {stats.said_of_collapse(seeds)}"
+    return said
+
+
 def _shown(row, baseline):
     """A row of the table as a person reads it."""
-    theirs = row["published"]
+    theirs, said, apart = row["published"], "", ""
+    if theirs:
+        said = f"{theirs['accuracy']:.2f}" + " under HSAKD's recipe" * (not theirs["same_recipe"])
+        apart = f"{row['mean'] - theirs['accuracy']:+.2f}" if theirs["same_recipe"] else ""
     return {
         "arm": row["arm"],
         "accuracy (%)": f"{row['mean']:.2f} ± {row['std']:.2f}",
+        "collapsed": stats.said_of_collapse(row["collapsed"]),
         f"gain over {baseline if isinstance(baseline, str) else 'its baseline'}": stats.brief(row["difference"]),
         "best on test (%)": f"{row['best_on_test']:.2f}",
-        "published (%)": "" if theirs is None else f"{theirs:.2f}",
-        "ours - published": "" if theirs is None else f"{row['mean'] - theirs:+.2f}",
+        "published (%)": said,
+        "ours - published": apart,
     }
 
 
@@ -496,8 +517,9 @@ def report(executed):
     ]
     for row in rows:
         gain = f"{stats.brief(row['difference'])} over {row['baseline']}" if row["baseline"] else ""
-        lines.append(f"  {row['arm']:{width}}  {row['mean']:6.2f} % ± {row['std']:<5.2f} {gain}".rstrip())
-    lines += [f"  {claim['verdict']}: {claim['finding']} {claim['claim']}: {stats.brief(claim)}" for claim in results["claims"]]
+        fallen = stats.said_of_collapse(row["collapsed"])
+        lines.append(f"  {row['arm']:{width}}  {row['mean']:6.2f} % ± {row['std']:<5.2f} {gain}  {fallen}".rstrip())
+    lines += [f"  {said_of(claim)}" for claim in results["claims"]]
     if results["trained_by_other_code"]:
         lines.append(f"  note: {results['trained_by_other_code']} of the runs were trained by an earlier version of the code")
     lines += [f"notebook  {paths.shown(executed)}", f"results   {paths.shown(folder / 'results.json')}"]

@@ -6,7 +6,7 @@ import torch
 
 from ccdlib.augment import OPS, apply_op
 from ccdlib.losses import confidence
-from ccdlib.stats import interval
+from ccdlib.stats import collapsed_seeds, interval, said_of_collapse
 
 STYLE = {
     "figure.dpi": 90,
@@ -102,7 +102,7 @@ def learning_curves(results, key="test_accuracy"):
         values = [[row[key] for row in run.curves if row[key] is not None] for run in runs]
         columns = list(zip(*values, strict=True))
         mean = [sum(column) / len(column) for column in columns]
-        ax.plot(epochs, mean, label=arm, marker=MARKERS[k], markevery=max(1, len(epochs) // 8), markersize=5)
+        ax.plot(epochs, mean, label=_named(arm, runs), marker=MARKERS[k], markevery=max(1, len(epochs) // 8), markersize=5)
         ax.fill_between(epochs, [min(c) for c in columns], [max(c) for c in columns], alpha=0.15)
     ax.set(xlabel="epoch", ylabel="test accuracy (%)")
     ax.legend(title=f"mean and range of {len(runs)} seeds", loc="lower right")
@@ -122,7 +122,7 @@ def accuracies(results):
         ax.plot(mean, k, MARKERS[k], color=colour, markersize=8)
         above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": "small"}
         ax.annotate(f"{mean:.1f}", (mean, k), **above)
-    _rows(ax, results)
+    _rows(ax, [_named(arm, runs) for arm, runs in results.items()])
     ax.set_xlabel(f"test accuracy after the last epoch (%)\n{_what(len(runs))}; dots: {len(runs)} seeds")
     return figure
 
@@ -147,7 +147,7 @@ def gains(results, panels):
                     found = interval(values, level)
                     ax.plot([found.low, found.high], [k] * 2, color="C0", linewidth=width)
         ax.axvline(0, color="0.3", linewidth=1)
-        _rows(ax, compared)
+        _rows(ax, [_named(label, *(results[arm] for arm in pair)) for label, pair in compared.items()])
         ax.set_title(title)
     _caption(
         figure, f"gain in test accuracy (points); {len(values)} seeds: {_what(len(values))}, thin: all of a panel together"
@@ -215,7 +215,9 @@ def lines(rows, x, y, hue, col=None, log2=False, **labels):
     if grid.legend is not None:
         grid.legend.set_title(labels.get(hue, hue))
     seeds = frame["seed"].nunique()
-    grid.figure.text(0.5, -0.03, f"{_what(seeds)}; {seeds} seeds", ha="center", fontsize="small")
+    fallen = dict.fromkeys(f"{row['arm']}, seed {row['seed']}" for row in rows if row.get("collapsed"))
+    said = f"{_what(seeds)}; {seeds} seeds" + f"\ncollapsed: {'; '.join(fallen)}" * bool(fallen)
+    grid.figure.text(0.5, -0.03, said, ha="center", va="top", fontsize="small")
     return grid.figure
 
 
@@ -223,6 +225,12 @@ def _ends(values):
     """(mean, low, high) of the 95 % interval; (mean, mean, mean) of too few values."""
     found = interval(values)
     return found[:3] if found.n >= MIN_SEEDS else (found.estimate,) * 3
+
+
+def _named(label, *arms):
+    """A label that says which seeds of an arm, or of two that are compared, collapsed."""
+    said = said_of_collapse(sorted({seed for runs in arms for seed in collapsed_seeds(runs)}))
+    return f"{label}\n({said})" if said else label
 
 
 def _rows(ax, names):

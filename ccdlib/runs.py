@@ -37,7 +37,15 @@ from ccdlib.registry import CcdError
 
 # Raised by hand when the training arithmetic changes, so that results of the old one are not taken for the new one's.
 # tests/test_train.py holds golden numbers of a short training and fails when somebody forgets.
-PROTOCOL = 1
+PROTOCOL = 2
+# What changed in which protocol, where that is not the first: only runs with such a thing get another name and are trained again.
+CHANGED_IN = {
+    "model": dict.fromkeys(("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "vgg13"), 2)  # initial weights
+    | dict.fromkeys(("mobilenet_v2", "shufflenet_v1", "shufflenet_v2"), 2),  # and the activations of two of them
+    "method": dict.fromkeys(("at", "kd_std", "sskd"), 2),
+    "views": {"trivialaugment": 2},  # shears at levels 3 and 6
+    "recipe": dict.fromkeys(("small", "imagenet_small"), 2),
+}
 
 LATER = ("jda", "accumulate", "clip", "nesterov", "warmup")
 
@@ -199,7 +207,9 @@ def identity(config, data_facts, precision):
     data_facts: a function from a configuration to its Data.facts. precision: "float32" (CPU) or "bfloat16" (CUDA autocast).
     """
     # A subset seed shapes nothing when there is no subset; the name of a policy stands for its steps, a path for its content.
-    unused = {"device", "processes", "teacher", "data", "side", "ops"} | ({"subset_seed"} if config.n_train is None else set())
+    unused = {"device", "processes", "teacher", "data", "side", "statistics", "ops"} | (
+        {"subset_seed"} if config.n_train is None else set()
+    )
     unused |= {"draws"} if config.draws_seed == config.seed else set()
     # Fields that came later name a run only where they say something: stored runs keep their names.
     unused |= {name for name in LATER if getattr(config, name) == type(config).model_fields[name].default}
@@ -216,7 +226,12 @@ def identity(config, data_facts, precision):
             facts["teacher"] |= {"method": config.teacher.method, "heads": sha256(existing(config.teacher.heads))}
     elif config.teacher is not None:
         facts["teacher"] = identity(config.teacher, data_facts, precision)
-    return facts | {"data": data_facts(config), "protocol": PROTOCOL}
+    return facts | {"data": data_facts(config), "protocol": protocol_of(config)}
+
+
+def protocol_of(config):
+    """The protocol in which the arithmetic of such a run last changed, its teacher apart."""
+    return max(CHANGED_IN[kind].get(getattr(config, kind), 1) for kind in ("model", "method", "views"))
 
 
 def existing(file):

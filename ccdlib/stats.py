@@ -1,20 +1,22 @@
 """Statistics of paired runs: intervals of differences over seeds, and claims that are declared before results are seen.
 
 A claim is an estimand (a difference of arms, a slope over arms, or a peak inside a sweep), the values at which the claim is
-true, and the least number of seeds. Every verdict rests on 95 % t intervals over seeds: "holds" when they lie inside the
-claimed values, "does not hold" when one lies outside, "inconclusive" in between, "untested" with too few seeds.
+true, and the least number of seeds. Every verdict rests on t intervals over seeds that are wrong in at most 5 % of cases: "holds"
+when the interval lies inside the claimed values, "does not hold" when it lies outside, "practically zero" when it lies within
+the margin that the claim declares for no effect, "inconclusive" in between, "untested" with too few seeds.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import NamedTuple
 
 from ccdlib.registry import CcdError, unknown
 
-VERDICTS = ("holds", "does not hold", "inconclusive", "untested")
+VERDICTS = ("holds", "does not hold", "practically zero", "inconclusive", "untested")
 INFINITY = math.inf
+ERROR = 0.05  # of a verdict, whichever it is
 
 
 class Interval(NamedTuple):
@@ -71,6 +73,50 @@ def spread(values):
     return fmean(values), stdev(values)
 
 
+def p_above(values, bound):
+    """One-sided p value of the t test that the mean of `values`, which are independent, lies above `bound`."""
+    values = _numbers(values)
+    from scipy.stats import t
+
+    distance, error = fmean(values) - bound, stdev(values) / math.sqrt(len(values))
+    if error == 0 or math.isinf(distance):
+        return 0.0 if distance > 0 else 1.0
+    return float(t.sf(distance / error, len(values) - 1))
+
+
+def p_below(values, bound):
+    """One-sided p value of the t test that the mean of `values` lies below `bound`."""
+    return p_above([-value for value in values], -bound)
+
+
+def holm(ps):
+    """Holm's adjusted p values (Holm 1979): the chance of any false one among those below a level is at most that level."""
+    adjusted, least = [0.0] * len(ps), 0.0
+    for rank, k in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[k]))
+        adjusted[k] = least
+    return adjusted
+
+
+def collapsed(accuracies, chance):
+    """Which of an arm's runs collapsed: those whose accuracy lies less than half as far above `chance` as the arm's median does.
+
+    Stated before any result, for all arms; accuracies and chance (100 / classes) in percent. Returns places in `accuracies`.
+    """
+    usual = median(accuracies) - chance
+    return [k for k, accuracy in enumerate(accuracies) if usual > 0 and accuracy - chance < usual / 2]
+
+
+def collapsed_seeds(runs):
+    """The seeds of an arm's `runs` (Results) that collapsed."""
+    return [runs[k].config.seed for k in collapsed([run.accuracy for run in runs], 100 / runs[0].classes)]
+
+
+def said_of_collapse(seeds):
+    """What is said beside a mean over runs of which those of `seeds` collapsed; nothing where there are none."""
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} collapsed" if seeds else ""
+
+
 # ---------------------------------------------------------------- estimands: {arm: accuracies} -> numbers a seed
 
 
@@ -84,34 +130,30 @@ class Contrast(NamedTuple):
         """The arms it needs."""
         return tuple(self.weights)
 
-    def per_seed(self, accuracies):
-        """[[one number a seed]]"""
+    def alternatives(self, accuracies):
+        """{"": [one number a seed]}, see Claim."""
         seeds = range(len(accuracies[self.arms[0]]))
-        return [[sum(w * accuracies[arm][s] for arm, w in self.weights.items()) for s in seeds]]
+        return {"": [[sum(w * accuracies[arm][s] for arm, w in self.weights.items()) for s in seeds]]}
 
 
 class Peak(NamedTuple):
-    """How far the best inside of a sweep lies above its first arm and above its last: two numbers a seed.
+    """How far each value inside of a sweep lies above the sweep's first arm, and above its last.
 
-    Which arm is best is decided, for each seed, by the mean over the *other* seeds; chosen and measured on the same seeds, it
-    would look better than it is. A claim needs both differences (an intersection-union test). The choices of two seeds share
-    most of their data, so the intervals are a little too narrow: in simulations with ten seeds, up to 5 % of sweeps without
-    a peak were taken for one, where independent choices would give 2.5 %. Errors: CcdError for fewer than three arms.
+    The claim needs one inside value with both differences. Errors: CcdError for fewer than three arms.
     """
 
     arms: Sequence[str]
 
-    def per_seed(self, accuracies):
-        """[[above the first, one number a seed], [above the last]]"""
+    def alternatives(self, accuracies):
+        """{inside arm: [above the first arm, one number a seed; above the last]}, see Claim."""
         if len(self.arms) < 3:
             raise CcdError(f"a peak needs something between two ends; given: {', '.join(self.arms)}")
-        first, *inside, last = (accuracies[arm] for arm in self.arms)
-        above = [], []
-        for s in range(len(first)):
-            best = max(inside, key=lambda values: sum(values) - values[s])
-            above[0].append(best[s] - first[s])
-            above[1].append(best[s] - last[s])
-        return list(above)
+        first, *inside, last = self.arms
+
+        def above(arm, end):
+            return [a - b for a, b in zip(accuracies[arm], accuracies[end], strict=True)]
+
+        return {arm: [above(arm, first), above(arm, last)] for arm in inside}
 
 
 def slope(x):
@@ -132,6 +174,13 @@ class Claim:
 
     finding: the paper's letter. statement, words: the claim, and its estimand, in words. estimand: a Contrast or a Peak.
     low, high: the claim is true when every number of the estimand lies above `low` and below `high`. least: seeds needed.
+    margin: of an effect that the paper claims, the size below which it is practically zero (None: not asked).
+
+    An estimand has K alternatives of M numbers (a Contrast one of one, a Peak each inside value with two); the claim is true
+    where all numbers of some alternative are. It holds when those of one alternative are inside at error 5 % / K, because any
+    of K may be (Bonferroni); it does not hold when each alternative has a number outside at error 5 % / M, because only one of
+    them need be the true one, and any of its M numbers may seem outside (an intersection-union test). Both are wrong in at most
+    2.5 % of cases.
     """
 
     finding: str
@@ -142,6 +191,7 @@ class Claim:
     high: float = INFINITY
     least: int = 10
     unit: str = "points"
+    margin: float | None = None
 
     def __post_init__(self):
         if not self.low < self.high or self.least < 2:
@@ -149,6 +199,8 @@ class Claim:
                 f"claim {self.statement!r}: true from {self.low} to {self.high} with {self.least} seeds; give low < high and "
                 "at least 2 seeds"
             )
+        if self.margin is not None:
+            _positive(self.margin)
 
     @property
     def true_where(self):
@@ -163,8 +215,17 @@ class Claim:
     def refuted_when(self):
         """What would refute it, in words."""
         ends = [f"at or below {self.low:g}"] * (self.low > -INFINITY) + [f"at or above {self.high:g}"] * (self.high < INFINITY)
-        which = "the 95 % interval" if isinstance(self.estimand, Contrast) else "one of the two 95 % intervals"
+        which = "for every value inside, one of its two 97.5 % intervals" if self._peak else "the 95 % interval"
         return f"{which} lies wholly {' or '.join(ends)}"
+
+    @property
+    def zero_when(self):
+        """What would show that there is practically no effect, in words; nothing where no margin is declared."""
+        return f"the 95 % interval lies within ± {self.margin:g} {self.unit}" if self.margin else ""
+
+    @property
+    def _peak(self):
+        return isinstance(self.estimand, Peak)
 
     def needs(self, arms):
         """Raise CcdError where the estimand names an arm that is not among `arms`."""
@@ -172,44 +233,76 @@ class Claim:
             if arm not in arms:
                 raise unknown(f"arm of claim {self.statement!r}", arm, arms)
 
-    def judge(self, accuracies):
-        """The claim with its verdict, as a dict for results.json; accuracies {arm: [one a seed]}, paired.
+    def judge(self, accuracies, chance=0.0):
+        """The claim with its verdict, as a dict for results.json; accuracies {arm: [one a seed]}, paired; chance in percent.
 
-        Of a Peak's two intervals, the one that decides the verdict stands for both; "intervals" has all.
+        "collapsed" names the places of collapsed runs in the arms that the claim is about. Of several numbers the one that decides the verdict stands for all, with the interval at its error ("level"); "p" is the
+        least error at which a verdict would be reached.
         """
         self.needs(accuracies)
-        parts = self.estimand.per_seed(accuracies)
-        intervals = [interval(values) for values in parts]
-        verdict = self.verdict(intervals)
-        decides = min(intervals, key=lambda found: found.high if verdict == "does not hold" else found.low)
+        alternatives = self.estimand.alternatives(accuracies)
+        verdict, p, inside, part = self.decide(alternatives)
+        values = alternatives[inside][part]
+        ways = len(alternatives[inside]) if verdict == "does not hold" else len(alternatives)
+        decides = interval(values, 1 - ERROR / ways)
         return {
             "finding": self.finding,
             "claim": self.statement,
             "estimand": self.words,
             "true_where": self.true_where,
             "refuted_when": self.refuted_when,
+            "margin": self.margin,
             "least_seeds": self.least,
             **decides._asdict(),
-            "bootstrap": list(bootstrap(parts[intervals.index(decides)])[1:3]),
-            "intervals": [found[:3] for found in intervals],
-            "per_seed": parts,
+            "level": 1 - ERROR / ways,
+            "p": p,
+            "bootstrap": list(bootstrap(values, 1 - ERROR / ways)[1:3]),
+            "inside": inside,
+            "intervals": [interval(values, 1 - ERROR / ways)[:3] for values in alternatives[inside]],
+            "per_seed": alternatives[inside],
             "unit": self.unit,
+            "collapsed": {arm: fallen for arm in self.estimand.arms if (fallen := collapsed(accuracies[arm], chance))},
             "verdict": verdict,
         }
 
-    def verdict(self, intervals):
-        """What the estimand's intervals say about the claim."""
-        if intervals[0].n < self.least:
-            return f"untested (needs {self.least} seeds)"
-        if any(found.high <= self.low or found.low >= self.high for found in intervals):
-            return "does not hold"
-        return "holds" if all(self.low < found.low and found.high < self.high for found in intervals) else "inconclusive"
+    def decide(self, alternatives):
+        """(verdict, p value, the alternative that decides, the place of its number that decides) of the estimand's
+        `alternatives`."""
+        inside, outside = {}, {}
+        for name, parts in alternatives.items():
+            inside[name] = [2 * max(p_above(values, self.low), p_below(values, self.high)) for values in parts]
+            outside[name] = [2 * min(p_below(values, self.low), p_above(values, self.high)) for values in parts]
+        best = min(inside, key=lambda name: max(inside[name]))
+        worst = max(outside, key=lambda name: min(outside[name]))
+        n, ways = len(alternatives[best][0]), len(alternatives[best])
+        found = {
+            "holds": min(1.0, len(alternatives) * max(inside[best])),
+            "does not hold": min(1.0, ways * min(outside[worst])),
+        }
+        if self.margin:
+            zero = 2 * max(p_above(alternatives[best][0], -self.margin), p_below(alternatives[best][0], self.margin))
+            found[f"practically zero, within ± {self.margin:g}"] = min(1.0, zero)
+        reached = [verdict for verdict, p in found.items() if p < ERROR]
+        verdict = reached[0] if reached else "inconclusive"
+        name, ps, pick = (worst, outside, min) if verdict == "does not hold" else (best, inside, max)
+        p = found[verdict] if reached else min(found.values())
+        if n < self.least:
+            verdict = f"untested (needs {self.least} seeds)"
+        return verdict, p, name, ps[name].index(pick(ps[name]))
 
 
-def more(finding, statement, better, baseline, margin=0.0, **options):
-    """The claim that arm `better` is more accurate than arm `baseline`, by more than `margin` points."""
+def corrected(claims):
+    """The verdicts of judged claims (dicts) once more, corrected by Holm's method for how many they are: those that no longer
+    stand become "inconclusive". Untested claims are not counted."""
+    tested = [claim for claim in claims if not claim["verdict"].startswith("untested")]
+    adjusted = dict(zip(map(id, tested), holm([claim["p"] for claim in tested]), strict=True))
+    return [claim["verdict"] if adjusted.get(id(claim), 0) < ERROR else "inconclusive" for claim in claims]
+
+
+def more(finding, statement, better, baseline, by=0.0, **options):
+    """The claim that arm `better` is more accurate than arm `baseline`, by more than `by` points."""
     words = f"accuracy({better}) - accuracy({baseline})"
-    return Claim(finding, statement, words, Contrast({better: 1, baseline: -1}), low=margin, **options)
+    return Claim(finding, statement, words, Contrast({better: 1, baseline: -1}), low=by, **options)
 
 
 def no_better(finding, statement, arm, baseline, margin, **options):

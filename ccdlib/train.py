@@ -145,7 +145,7 @@ def folder_of(config):
     """The Folder of a run, whether it is trained or not. Errors: CcdError for data or a teacher file that is not there."""
     device = best_device().type if config.device == "auto" else config.device
     precision = "bfloat16" if device == "cuda" else "float32"
-    return Folder(config, identity(config, lambda c: load_data(c.data, side=c.side).facts, precision))
+    return Folder(config, identity(config, lambda c: _whole_data(c).facts, precision))
 
 
 def _device(name):
@@ -199,8 +199,13 @@ def _check_fits(config, data):
     _method(config, data, network, teacher, None)
 
 
+def _whole_data(config):
+    return load_data(config.data, side=config.side).normalised_by(config.statistics)
+
+
 def _data(config):
-    return load_data(config.data, side=config.side, n_train=config.n_train, seed=config.subset_seed)
+    data = _whole_data(config)
+    return data if config.n_train is None else data.subset(config.n_train, config.subset_seed)
 
 
 def _check_teacher(config, data):
@@ -228,7 +233,7 @@ def _teacher(config, data, show, repair):
         network = _from_checkpoint(config.teacher, data)
         heads = config.teacher.heads and _heads(config.teacher, existing(config.teacher.heads), network, data)
         return TaughtBy(network, heads)
-    taught = config.teacher.model_copy(update={"device": config.device, "processes": config.processes})
+    taught = config.teacher.but(device=config.device, processes=config.processes)
     result = fit(taught, show="bar" if show == "bar" else "none", repair=repair)
     return TaughtBy(result.model(), result.heads())
 
@@ -713,7 +718,7 @@ def pace(configs):
     device, data, first = _device(configs[0].device), _data(configs[0]), configs[0]
     if isinstance(data, Images) and device.type == "cpu":  # a whole step of large images would take minutes
         size = max(1, min(first.batch, PACED // data.side**2))
-        configs = [config.model_copy(update={"batch": size, "accumulate": 1}) for config in configs]
+        configs = [config.but(batch=size, accumulate=1) for config in configs]
     batch = configs[0].batch
     few = data.few(3 * batch)
     trainees = prepare(configs, data, device, untrained(first, data))

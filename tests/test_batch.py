@@ -500,7 +500,7 @@ def test_a_run_of_several_processes_takes_as_many_gpus(lab):
     key = next(iter(grid.cohorts))
     assert [grid.processes(job) for job in (key, STEM, batch.PAGE)] == [1, 1, 0]
     for folder in grid.cohorts[key]:
-        folder.config = folder.config.model_copy(update={"processes": 4})
+        folder.config = folder.config.but(processes=4)
     assert grid.processes(key) == 4
 
 

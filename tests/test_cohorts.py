@@ -79,7 +79,7 @@ def test_cohorts_are_runs_that_see_the_same_batches_and_have_the_same_teacher():
         RunConfig(**JDA | change, method="kd")
         for change in ({"seed": 1}, {"views": "none"}, {"batch": 10}, {"epochs": 3}, {"p": 0.1}, {"n_train": 30})
     ]
-    others.append(RunConfig(**JDA | {"teacher": TEACHER.model_copy(update={"seed": 8})}, method="kd"))
+    others.append(RunConfig(**JDA | {"teacher": TEACHER.but(seed=8)}, method="kd"))
     assert cohorts_of([*FIVE, *others]) == [FIVE, *([other] for other in others)]
     with pytest.raises(CcdError, match="2 configurations are no cohort: all must have the same teacher, data, views"):
         fit_cohort([FIVE[0], others[0]])
@@ -132,7 +132,7 @@ train.fit_cohort([RunConfig.model_validate_json(text) for text in sys.argv[1:]],
 
 
 def test_a_killed_cohort_goes_on_to_the_same_bits(outputs, monkeypatch):
-    configs = [config.model_copy(update={"epochs": 12}) for config in FIVE[:4]]
+    configs = [config.but(epochs=12) for config in FIVE[:4]]
     expected = alone(configs, outputs, monkeypatch)
     texts = [config.model_dump_json() for config in configs]
     kills = 0
@@ -155,7 +155,7 @@ def test_a_killed_cohort_goes_on_to_the_same_bits(outputs, monkeypatch):
 
 def test_members_go_on_from_different_epochs(outputs, monkeypatch):
     """Killed between two members' states, one is an epoch behind; a new member begins at the first."""
-    configs = [config.model_copy(update={"epochs": 4}) for config in FIVE[:3]]
+    configs = [config.but(epochs=4) for config in FIVE[:3]]
     expected = alone(configs, outputs, monkeypatch)
     fit(TEACHER, show="none")
     save, saves = train.Member.save, []
@@ -179,7 +179,7 @@ def test_members_go_on_from_different_epochs(outputs, monkeypatch):
 
 
 def test_when_one_diverges_the_others_are_trained_to_their_end(outputs, monkeypatch):
-    bad = FIVE[2].model_copy(update={"lr": 1e30})
+    bad = FIVE[2].but(lr=1e30)
     with pytest.raises(Diverged, match=r"lower lr \(it was 1e\+30\)"):
         fit_cohort([FIVE[0], bad, FIVE[1]], show="none")
     assert [folder_of(config).finished for config in (FIVE[0], bad, FIVE[1])] == [True, False, True]
@@ -230,7 +230,7 @@ def test_seconds_are_the_runs_own_part():
 
 def test_the_pace_of_a_cohort_is_the_part_of_each():
     seconds = pace(FIVE)
-    assert 0 < seconds(FIVE[0]) < seconds(FIVE[0].model_copy(update={"epochs": 20}))
+    assert 0 < seconds(FIVE[0]) < seconds(FIVE[0].but(epochs=20))
 
 
 def test_a_method_that_fails_in_a_cohort_fails_aloud(monkeypatch):

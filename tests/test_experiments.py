@@ -99,7 +99,7 @@ def test_the_arms_of_03_have_the_inputs_and_steps_they_say():
     assert facts["r 1, equal steps"]["p_no_op"] == pytest.approx(0.5 + 0.5 * 0.7**11)
     assert facts["q 0, equal steps"]["p_no_op"] == facts["r 0, equal steps"]["p_no_op"] == 1.0
     assert facts["p 0, equal steps"]["p_no_op"] == 1.0
-    assert planned.arms["p 0.3, equal steps"] == [c.model_copy(update={"p": 0.3}) for c in planned.arms["r 1, equal steps"]]
+    assert planned.arms["p 0.3, equal steps"] == [c.but(p=0.3) for c in planned.arms["r 1, equal steps"]]
 
 
 def test_the_arms_of_05():
@@ -110,7 +110,7 @@ def test_the_arms_of_05():
         assert {run.views for run in runs} == {{"none": "none", "rotation": "rotation", "JDA": "cifar100"}[facts["views"]]}
         if "baseline" in facts:
             pairs = zip(runs, planned.arms[facts["baseline"]], strict=True)
-            assert all(run.model_copy(update={"views": "none"}) == base for run, base in pairs), "nothing else differs"
+            assert all(run.but(views="none") == base for run, base in pairs), "nothing else differs"
     own, matched, kd = (planned.arms[name][0] for name in ("SSKD", "SSKD, matched", "KD"))
     assert (own.lr, own.weight_decay, own.batch, own.epochs) == (0.01, 5e-4, 64, 240), "MobileNetV2's own"
     assert (matched.lr, matched.weight_decay, matched.batch, matched.milestones) == (
@@ -133,8 +133,8 @@ def test_the_arms_of_06():
     ccd = planned.arms["CCD"][0]
     for name, runs in planned.arms.items():
         if name.startswith("CCD, "):
-            assert runs[0] == ccd.model_copy(update={"settings": {"weight": name.removeprefix("CCD, ")}})
-    assert planned.arms["KD + JDA"][0].model_copy(update={"method": "ccd"}) == ccd
+            assert runs[0] == ccd.but(settings={"weight": name.removeprefix("CCD, ")})
+    assert planned.arms["KD + JDA"][0].but(method="ccd") == ccd
     joint = planned.arms["teacher, joint"][0]
     assert (joint.method, joint.teacher, joint.lr, joint.epochs, joint.batch) == ("hsakd_teacher", None, 0.05, 240, 64)
     assert planned.arms["HSAKD*"][0].teacher == joint
@@ -175,9 +175,7 @@ def test_a_run_that_two_notebooks_share_exists_once():
     assert {folder_of(c).path.name for c in first["teacher"]} <= lite["03_proportion"]
     paper = {stem: experiment(stem, parameters(stem, "paper")).arms for stem in NOTEBOOKS}
     assert paper["04_few_shot"]["KD + JDA, 50000 images, equal epochs"] == paper["00_quickstart"]["KD + JDA"]
-    assert paper["03_proportion"]["r 1, equal epochs"] == [
-        c.model_copy(update={"p": 0.3}) for c in paper["00_quickstart"]["KD + JDA"]
-    ]
+    assert paper["03_proportion"]["r 1, equal epochs"] == [c.but(p=0.3) for c in paper["00_quickstart"]["KD + JDA"]]
 
 
 def test_sizes_are_known_before_the_images():
@@ -290,7 +288,7 @@ def test_a_wrong_number_of_jobs(monkeypatch, jobs):
 def test_a_failing_run_is_named_and_the_others_are_kept(monkeypatch, outputs, side_by_side):
     monkeypatch.setenv("CCD_JOBS", side_by_side)
     planned = tiny()
-    broken = [c.model_copy(update={"lr": 1e30, "epochs": 3}) for c in planned.arms["CCD"]]
+    broken = [c.but(lr=1e30, epochs=3) for c in planned.arms["CCD"]]
     with pytest.raises(CcdError, match="not finite numbers|not a finite number"):
         Experiment(planned.arms | {"CCD": broken}, planned.claims).train()
     assert len(list((outputs / "runs").glob("*/metrics.json"))) == 8

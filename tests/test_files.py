@@ -84,7 +84,7 @@ def test_jda_comes_before_the_crop_or_after_it_with_the_same_draws():
     config = RunConfig(**PHOTOS, views="imagenet", p=0.6)
     before, after, plain = (
         as_bytes(epoch_views(c, data, 0).batch(torch.arange(6)).inputs, data.mean, data.std)
-        for c in (config, config.model_copy(update={"jda": "after crop"}), RunConfig(**PHOTOS, views="base"))
+        for c in (config, config.but(jda="after crop"), RunConfig(**PHOTOS, views="base"))
     )
     assert torch.equal(before[:6], after[:6])
     assert torch.equal(before[:6], plain[:6])
@@ -170,7 +170,7 @@ def test_every_test_image_counts_once_by_its_centre_crop(folder):
 def test_names_and_sizes_of_the_files_name_a_run(folder):
     config = RunConfig(data=f"imagenet:{folder}", side=16, batch=4, model="resnet8", epochs=1)
     before = train.folder_of(config).path
-    assert train.folder_of(config.model_copy(update={"side": 24})).path != before
+    assert train.folder_of(config.but(side=24)).path != before
     (folder / "train" / "ant" / "0.png").rename(folder / "train" / "ant" / "9.png")
     assert train.folder_of(config).path != before
     fit(config, show="none")
@@ -304,14 +304,14 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
 
 
 def test_a_teachers_accuracy_is_measured_before_anything_is_trained(outputs):
-    taught = fit(TEACHER.model_copy(update={"epochs": 3}), show="none")
+    taught = fit(TEACHER.but(epochs=3), show="none")
     file = str(taught.folder / "weights.safetensors")
     student = RunConfig(**PHOTOS, method="kd", teacher=Checkpoint(model="resnet8", file=file, accuracy=99.9))
     with pytest.raises(CcdError, match=rf"reaches {taught.accuracy:.2f} % on the 72 test images.*99.90 % was expected"):
         fit(student, show="none")
     folder = train.folder_of(student).path
     assert not (folder / "resume.pt").exists()
-    right = student.model_copy(update={"teacher": Checkpoint(model="resnet8", file=file, accuracy=taught.accuracy)})
+    right = student.but(teacher=Checkpoint(model="resnet8", file=file, accuracy=taught.accuracy))
     assert train.folder_of(right).path == folder  # what is expected of the teacher names no run
     assert fit(right, show="none").accuracy > 0
 

@@ -167,7 +167,7 @@ def test_passes_and_parts_hold_every_image_once_and_weigh_by_their_inputs(monkey
         ({"method": "kd", "views": "cutmixpick", "accumulate": 2}, "choose among all images of a step"),
         ({"processes": 0}, "processes = 0"),
         ({"clip": -1.0}, "clip = -1.0"),
-        ({"teacher": TEACHER.model_copy(update={"batch": 6}), "processes": 2}, "batch = 6 with accumulate 1 and 2 processes"),
+        ({"teacher": TEACHER.but(batch=6), "processes": 2}, "batch = 6 with accumulate 1 and 2 processes"),
         ({"jda": "after"}, "jda = 'after'"),
     ],
 )
@@ -195,13 +195,13 @@ def test_processes_that_torchrun_started_are_checked_as_if_the_file_had_named_th
 
 def test_how_many_processes_there_are_names_no_run_and_later_fields_only_where_they_say_something():
     name = train.folder_of(CCD).path.name
-    assert train.folder_of(CCD.model_copy(update={"processes": 2})).path.name == name
+    assert train.folder_of(CCD.but(processes=2)).path.name == name
     for change in ({"accumulate": 2}, {"clip": 1.0}, {"jda": "after crop"}):
-        assert train.folder_of(CCD.model_copy(update=change)).path.name != name
+        assert train.folder_of(CCD.but(**change)).path.name != name
 
 
 def test_a_gradient_is_cut_to_the_norm_that_is_asked_for():
-    (free, *_), (cut, *_) = after_one_step(CCD), after_one_step(CCD.model_copy(update={"clip": 0.1}))
+    (free, *_), (cut, *_) = after_one_step(CCD), after_one_step(CCD.but(clip=0.1))
 
     def norm(gradients):
         return torch.cat([gradient.flatten() for gradient in gradients.values()]).norm().item()
@@ -217,7 +217,7 @@ def test_a_run_of_two_processes_is_found_and_a_lost_process_costs_nothing(output
     config = RunConfig(**dict(CCD) | {"epochs": 30, "processes": 2})
     monkeypatch.setenv("CCD_OUTPUTS", str(outputs / "whole"))
     whole = fit(config, show="none")
-    assert fit(config.model_copy(update={"processes": 1}), show="none").metrics == whole.metrics
+    assert fit(config.but(processes=1), show="none").metrics == whole.metrics
     # The same with a process that is killed in the middle.
     monkeypatch.setenv("CCD_OUTPUTS", str(outputs / "killed"))
     file = outputs / "run.json"
@@ -256,7 +256,7 @@ def test_on_fewer_gpus_fewer_processes_train_the_same_run(device, started, monke
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(group.subprocess, "Popen", lambda command, **options: (_ for _ in ()).throw(InterruptedError(command)))
     with pytest.raises(InterruptedError) as begun:
-        group.launch([CCD.model_copy(update={"processes": 8, "device": device})], "none")
+        group.launch([CCD.but(processes=8, device=device)], "none")
     (command,) = begun.value.args
     assert command[command.index("--nproc-per-node") + 1] == started
     assert ("8 processes were asked for, and 3 GPUs are here" in capsys.readouterr().err) == (started == "3")

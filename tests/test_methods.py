@@ -440,7 +440,7 @@ STUDENTS = [name for name in METHODS if METHODS[name].teacher == "needed" and no
 def student(method, model="resnet8", **changes):
     settings = {"negatives": 8} if method == "crd" else {}
     views = "cifar100" if method == "ccd" else "none"
-    teacher = teacher_of_method(method, TEACHER.model_copy(update={"model": model}))
+    teacher = teacher_of_method(method, TEACHER.but(model=model))
     given = {"model": model, "n_train": 40, "epochs": 1, "batch": 20, "views": views, "settings": settings}
     return RunConfig(**given | changes, method=method, teacher=teacher)
 
@@ -503,7 +503,7 @@ def test_every_method_takes_a_step_on_every_family(method, model):
     if METHODS[method].teacher == "none":
         config = RunConfig(model=model, n_train=40, batch=20)
     elif METHODS[method].freezes:
-        config = teacher_of_method(method.removesuffix("_teacher"), TEACHER.model_copy(update={"model": model}))
+        config = teacher_of_method(method.removesuffix("_teacher"), TEACHER.but(model=model))
     else:
         config = student(method, model)
     trainee, _, _ = a_step(config)
