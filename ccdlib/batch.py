@@ -6,9 +6,11 @@ it deletes or forgets was ever computed. What is done is read from the results, 
 """
 
 import ast
+import fcntl
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from ccdlib import paths, verdicts
 from ccdlib.config import RunConfig
 from ccdlib.experiments import expected_seconds, experiment, grouped
 from ccdlib.notebook import asked_for, gpu_hours, present, run_notebook
+from ccdlib.reading import cells_of, check_name
 from ccdlib.registry import CcdError, unknown
 from ccdlib.runs import best_device, file_lock, write_whole
 from ccdlib.runs import cores as every_core
@@ -36,6 +39,9 @@ ELSEWHERE = ("cli", "batch", "clean", "verdicts")  # modules on which no result 
 
 def stems_of(profile):
     """The notebooks that have a profile, in their order."""
+    check_name(profile, "profile")
+    if not paths.NOTEBOOKS.is_dir() or not paths.PARAMS.is_dir():
+        raise CcdError(f"{paths.ROOT} has no notebooks/ and params/; name a checkout that has them in CCD_ROOT")
     if profile == "smoke":
         return tuple(sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")))
     stems = tuple(sorted(path.stem for path in (paths.PARAMS / profile).glob("*.yaml")))
@@ -154,8 +160,7 @@ class Grid:
     def fingerprint(self, stem):
         """A hash of what a notebook's results depend on: parameters, code cells, the library's code, the runs."""
         path, values = self.asked[stem]
-        cells = json.loads(path.read_text())["cells"]
-        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        code = [cell["source"] for cell in cells_of(path, paths.shown(path)) if cell["cell_type"] == "code"]
         return _digest([values, code, library_hash(), sorted(folder.path.name for folder in self.runs[stem])])
 
     def forget(self):
@@ -332,26 +337,88 @@ def run(grid, cores=None, gpus=None, jobs=None, slurm=False, seconds=None, poll=
     missing = grid.missing()
     if not missing:
         return True
-    try:
-        alone = _acquired(_lock(grid, "batch"), timeout=0)
-    except Timeout:
-        raise CcdError(f"a batch of {grid.profile} is running already; its log is {grid.folder / 'engine.log'}") from None
-    with alone, open(grid.folder / "engine.log", "ab") as log:
+    with _alone(grid) as lock, open(grid.folder / "engine.log", "ab") as log:
         watch = Watch(grid, missing, seconds or {}, say)
-        process = subprocess.Popen(_engine(grid, cores, gpus, jobs, slurm), stdout=log, stderr=log, cwd=grid.folder)
-        try:
-            while process.poll() is None:
+        with _guarded(_engine(grid, cores, gpus, jobs, slurm), lock, stdout=log, stderr=log, cwd=grid.folder) as engine:
+            while engine.poll() is None:
                 time.sleep(poll)
                 watch.look()
-        except KeyboardInterrupt:
-            process.wait()  # it was interrupted, too
-            say(f"interrupted. {GOES_ON}")
-            raise
         done = watch.end()
         if not done and grid.profile != "smoke" and verdicts.outdated():
             verdicts.write()  # its job needs all notebooks
             say("The verdict page has the notebooks that are done.")
         return done
+
+
+@contextmanager
+def _alone(grid, patience=30):
+    """Hold the lock of a profile's batches; its file descriptor. It is handed on to the engine, so that it is free only when both
+    have ended. CcdError while another batch is running."""
+    file = Path(_lock(grid, "batch").lock_file)
+    with _acquired(_lock(grid, "batch.trial")):  # says what is wrong where files cannot be locked
+        pass
+    with open(file, "a+") as lock:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                lock.seek(0)
+                owner = lock.read().strip()
+                # One that was killed: its guard is ending what it left behind.
+                if (Path("/proc").exists() and owner and not Path("/proc", owner).exists()) and time.monotonic() < deadline:
+                    time.sleep(0.2)
+                    continue
+                raise CcdError(
+                    f"a batch of {grid.profile} is running already (process {owner or 'unknown'}; `kill {owner}` stops it); its log "
+                    f"is {grid.folder / 'engine.log'}"
+                ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield lock.fileno()
+
+
+# The guard of a process group: it waits until the process that started it has closed the pipe, or ended, and then ends the
+# group, which it belongs to, with a word first.
+GUARD = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+sys.stdin.read()
+os.killpg(0, signal.SIGTERM)
+time.sleep(float(sys.argv[1]))
+os.killpg(0, signal.SIGKILL)
+"""
+GRACE = 10  # seconds that an engine and its jobs have to end
+
+
+@contextmanager
+def _guarded(command, lock, **options):
+    """The process of `command`, which ends, with all that it started, when the context or this process does, however that ends.
+
+    lock: a file descriptor that stays open for as long.
+    """
+    read, write = os.pipe()
+    guard = subprocess.Popen(
+        [sys.executable, "-c", GUARD, str(GRACE)], stdin=read, process_group=0, pass_fds=(lock,), stderr=subprocess.DEVNULL
+    )
+    os.close(read)
+    engine = None
+    try:
+        engine = subprocess.Popen(command, process_group=guard.pid, pass_fds=(lock,), **options)
+        yield engine
+    finally:
+        if engine and engine.poll() is None:
+            os.killpg(guard.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                engine.wait(GRACE)
+        with suppress(ProcessLookupError):
+            os.killpg(guard.pid, signal.SIGKILL)  # jobs that an engine which was killed left behind, and the guard
+        os.close(write)
+        guard.wait()
+        if engine:
+            engine.wait()
 
 
 def _engine(grid, cores=None, gpus=None, jobs=None, slurm=False):

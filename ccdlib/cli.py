@@ -1,6 +1,7 @@
 """The console script `ccd`."""
 
 import os
+import signal
 import sys
 
 import click
@@ -108,6 +109,7 @@ def batch(notebooks, profile, cores, gpus, jobs, slurm, dry_run, no_expectation)
     from shutil import which
 
     from ccdlib import batch as engine
+    from ccdlib.train import check_surroundings
 
     if find_spec("snakemake") is None:
         raise CcdError("a batch needs Snakemake, which is not installed; run: pip install 'ccdlib[batch]' (or make reproduce)")
@@ -117,6 +119,8 @@ def batch(notebooks, profile, cores, gpus, jobs, slurm, dry_run, no_expectation)
         os.environ.setdefault("CCD_DEVICE", "cuda")  # what "auto" means on the nodes, also where the engine runs
     elif gpus == 0:
         os.environ["CCD_DEVICE"] = "cpu"
+    if not (slurm or dry_run):
+        check_surroundings()
     grid = engine.Grid(profile, notebooks)
     click.echo(engine.summary(grid))
     seconds = {} if no_expectation or slurm else engine.expected(grid)
@@ -147,13 +151,15 @@ def fit(file, processes, show, repair):
 
     from ccdlib import group
     from ccdlib.experiments import cohorts_of
-    from ccdlib.train import fit_cohort
+    from ccdlib.train import check, fit_cohort
 
     if group.given_up():
         return
     if group.started_by_torchrun():
         processes = int(os.environ["WORLD_SIZE"])  # checked as if the file had named them
     configs = _read_configs(file, processes)
+    if not group.launched():
+        check(configs)  # all of them, before the first is trained
     with group.joined() if group.started_by_torchrun() else nullcontext():
         for cohort in cohorts_of(configs):
             for result in fit_cohort(cohort, show=show, repair=repair or None):
@@ -163,16 +169,10 @@ def fit(file, processes, show, repair):
 
 def _read_configs(file, processes):
     """The RunConfigs of a file."""
-    from pathlib import Path
-
-    import yaml
-
     from ccdlib.config import RunConfig
+    from ccdlib.reading import text_of, value_of
 
-    try:
-        asked = yaml.safe_load(Path(file).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise CcdError(f"{file} cannot be read as YAML or JSON ({error}); write the fields of a RunConfig") from error
+    asked = value_of(text_of(file), file)
     asked = asked if isinstance(asked, list) else [asked]
     if not asked or not all(isinstance(one, dict) for one in asked):
         raise CcdError(f"{file} describes no run; write the fields of a RunConfig, `name: value` a line, or a list of such")
@@ -186,8 +186,6 @@ def _read_configs(file, processes):
 @click.argument("job")
 def job(job, profile, notebooks, gpus):
     """Do one JOB of a batch; the Snakefile calls this."""
-    import signal
-
     from ccdlib import batch as engine
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that processes which it started end with it
@@ -262,6 +260,8 @@ def data(name, side):
             click.echo(f"{row + ':PATH' * source.takes_path:14} {what}")
         return
     found = load_data(name, side=side)
+    if hasattr(found, "check_files"):
+        found.check_files(whole=True)
     click.echo(f"{name}: {len(found.train_labels)} training and {len(found.test_labels)} test images, {found.classes} classes")
     click.echo(f"an image is {found.shape} (channels, height, width); mean {found.mean}, standard deviation {found.std}")
     counts = found.train_labels.bincount(minlength=found.classes)
@@ -326,9 +326,12 @@ def verdicts():
 
 def main(arguments=None):
     """Run `ccd`: errors end with one readable message and an exit status (see `ccd --help`), and `--debug` raises them."""
+    if arguments is None:  # a process of its own, which ends on TERM as it does on Control-C
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     try:
         cli.main(arguments, prog_name="ccd", standalone_mode=False)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("interrupted. The same command goes on from here; what is finished is kept.", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
@@ -353,5 +356,8 @@ def _say_and_exit(error):
     if isinstance(error, CcdError | NotebookFailed):
         click.echo(f"ccd: {error}", err=True)
         sys.exit(1 if isinstance(error, NotebookFailed | Diverged) else 2)
+    if isinstance(error, OSError) and error.filename:
+        click.echo(f"ccd: {error.filename}: {error.strerror}. Mend it, or name another file or folder", err=True)
+        sys.exit(2)
     click.echo(f"ccd: {type(error).__name__}: {error}\nThis should not happen. `ccd --debug ...` shows where it did.", err=True)
     sys.exit(1)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ccdlib.augment import AUGMENTATIONS, POLICIES, Mix, Policy, policy_named
 from ccdlib.data import source_of, statistics_of
@@ -81,7 +81,10 @@ def recipe_of(family, model, method=""):
 Positive = Annotated[float, Field(gt=0, lt=1e38, allow_inf_nan=False)]  # a float32 number
 Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+# Far above what anybody trains, and below what would only hang.
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Few = Annotated[int, Field(ge=1, le=1024)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class Strict(BaseModel):
@@ -168,22 +171,22 @@ class RunConfig(Strict):
     """
 
     data: str = "digits"
-    side: Count = 32
+    side: Annotated[int, Field(ge=1, le=4096)] = 32
     n_train: int | float | None = None
-    subset_seed: int = 0
+    subset_seed: Seed = 0
     model: str = "resnet8"
     method: str = "ce"
     settings: dict[str, Any] = {}
     views: str = "none"
     p: Fraction | None = None
     ops: tuple[str, ...] | None = None
-    twins: Count = 1
+    twins: Annotated[int, Field(ge=1, le=64)] = 1
     share: Fraction = 1.0
     flip: bool | None = None
     statistics: str = "own"
     teacher: "RunConfig | Checkpoint | None" = None
-    seed: int = 0
-    draws: int | None = None
+    seed: Seed = 0
+    draws: Seed | None = None
     epochs: Count = RECIPES["small"]["epochs"]
     batch: Count = RECIPES["small"]["batch"]
     lr: Positive = RECIPES["small"]["lr"]
@@ -191,13 +194,27 @@ class RunConfig(Strict):
     momentum: Rate = 0.9
     nesterov: bool = True
     milestones: tuple[Rate, ...] = (0.625, 0.75, 0.875)
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     eval_every: Count = 1
     jda: Literal["before crop", "after crop"] = "before crop"
-    accumulate: Count = 1
+    accumulate: Few = 1
     clip: Positive | None = None
-    processes: Count = 1
+    processes: Few = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _teachers_mistakes_are_the_teachers(cls, given):
+        if given is None or isinstance(given, RunConfig | Checkpoint):
+            return given
+        if not isinstance(given, dict):
+            raise CcdError(f"teacher = {given!r}: give a RunConfig, a Checkpoint, the fields of one, or None")
+        try:
+            return (Checkpoint if "file" in given else cls)(**given)
+        except CcdError as error:
+            raise CcdError(f"teacher: {error}") from None
+        except TypeError as error:  # a key that is no word
+            raise CcdError(f"teacher: {error}; keys are names of fields") from None
 
     @model_validator(mode="after")
     def _names_and_needs(self):
@@ -215,6 +232,8 @@ class RunConfig(Strict):
                     f"allowed views: {', '.join(kinds)}"
                 )
         _ = self.policy  # an op that the policy lacks is named here
+        if self.ops is not None and not self.ops:
+            raise CcdError("ops = []: a policy without operations makes no augmented view; name some, or use views 'base'")
         unpaired = self.candidates > 1
         if self.method == "ccd" and (self.views_per_image != 2 or unpaired):
             raise CcdError(

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -21,6 +22,7 @@ from ccdlib.registry import CcdError, Registry, unknown
 from ccdlib.streams import stream
 
 SPLITS = ("train", "test")
+LEAST_SIDE = 8  # pixels; smaller images are halved to nothing
 ARRAYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
 
 
@@ -171,6 +173,8 @@ def load_data(name, *, side=32, n_train=None, seed=0, device="cpu"):
     subset, see Data.subset. Errors: CcdError.
     """
     source, path = source_of(name)
+    if not str(device).startswith(("cpu", "cuda")):
+        raise CcdError(f"device = {device!r}: allowed are 'cpu' and 'cuda'")
     data = _load(name, side, _stamp(path, source.in_files))
     if n_train is not None:
         data = data.subset(n_train, seed)
@@ -213,7 +217,10 @@ def _stamp(path, folders_only=False):
     if not path.exists():
         raise CcdError(f"there is no {path}; give an existing file (npz:PATH) or folder (folder:PATH, imagenet:PATH)")
     files = [path, *sorted(path.glob("*/*") if folders_only else path.rglob("*"))] if path.is_dir() else [path]
-    return hash(tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+    try:
+        return hash(tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+    except OSError as error:
+        raise CcdError(f"{error.filename} cannot be read ({error.strerror}); mend it or take it out") from error
 
 
 @lru_cache(maxsize=4)
@@ -307,7 +314,10 @@ def _npz(path, side):
     except CcdError:
         raise
     except Exception as error:  # numpy raises many kinds for a file that is no (whole) archive
-        raise CcdError(f"{path} cannot be read as an npz archive ({error}); write it with numpy.savez") from error
+        why = type(error).__name__ if "pickle" in str(error) else error  # numpy advises to run what such a file holds
+        raise CcdError(
+            f"{path} cannot be read as an npz archive of numbers ({why}); write it with numpy.savez, arrays of numbers only"
+        ) from error
     for split in SPLITS:
         arrays[f"{split}_images"] = _nchw(arrays[f"{split}_images"], f"{split}_images of {path}")
         arrays[f"{split}_labels"] = _whole(arrays[f"{split}_labels"], f"{split}_labels of {path}")
@@ -340,6 +350,9 @@ def _checked(arrays, names, where):
     if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
         shapes = [arrays[f"{split}_images"].shape[1:] for split in SPLITS]
         raise CcdError(f"{where}: train images (C, H, W) are {shapes[0]}, test images {shapes[1]}; they must agree")
+    if min(arrays["train_images"].shape[2:]) < LEAST_SIDE:
+        size = " x ".join(map(str, arrays["train_images"].shape[2:]))
+        raise CcdError(f"{where}: images are {size} pixels; allowed are {LEAST_SIDE} x {LEAST_SIDE} and larger")
     train = arrays["train_labels"]
     classes = len(names) if names else int(train.max()) + 1
     for split in SPLITS:
@@ -393,8 +406,8 @@ def _photos(name, _, side):
 
 def check_side(side, path):
     """Raise CcdError for a `side` that images of `path` cannot be resized to."""
-    if not isinstance(side, int) or side < 8:
-        raise CcdError(f"side = {side!r} for {path}: allowed are whole numbers of pixels from 8")
+    if not isinstance(side, int) or not LEAST_SIDE <= side <= 4096:
+        raise CcdError(f"side = {side!r} for {path}: allowed are whole numbers of pixels from {LEAST_SIDE} to 4096")
 
 
 def class_folders(path, what):
@@ -413,7 +426,19 @@ def class_folders(path, what):
     train, val = found
     if train.classes != val.classes:
         raise CcdError(f"{path}: train/ has the classes {train.classes}, val/ has {val.classes}; they must be the same")
+    _check_links(path)
     return found
+
+
+def _check_links(path):
+    """Raise CcdError for a link to a folder that leads back into the data: its images would count again, as another class."""
+    whole = path.resolve()
+    for folder, below, _ in chain(os.walk(whole / "train"), os.walk(whole / "val")):
+        for link in (Path(folder, name) for name in below):
+            if link.is_symlink() and (link.resolve() in (whole, *whole.parents) or whole in link.resolve().parents):
+                raise CcdError(
+                    f"{link} is a link to {link.resolve()}, whose images are in the data already and would count again; remove it"
+                )
 
 
 def read_rgb(file):
@@ -422,6 +447,10 @@ def read_rgb(file):
 
     try:
         with Image.open(file) as image:
+            if image.mode.startswith("I;16"):  # Pillow would cut all values off at 255
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            if image.mode in ("I", "F"):
+                raise ValueError(f"its pixels have 32 bits, mode {image.mode}, and no known range; save it with 8 or 16 bits")
             return image.convert("RGB")
     except Exception as error:  # Pillow raises many kinds for what is no (sane) image
         raise CcdError(f"{file} cannot be read as an image ({error}); repair it or take it out") from error

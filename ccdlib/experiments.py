@@ -4,7 +4,6 @@ A notebook trains what the run store lacks of its list and reads the rest; `ccd 
 list is the same run, because it is described the same.
 """
 
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -22,7 +21,7 @@ from ccdlib.data import sizes_of
 from ccdlib.group import launch
 from ccdlib.methods import METHODS
 from ccdlib.registry import CcdError, Registry, unknown
-from ccdlib.runs import best_device, cores
+from ccdlib.runs import jobs
 from ccdlib.stats import (
     INFINITY,
     Claim,
@@ -38,6 +37,7 @@ from ccdlib.stats import (
 from ccdlib.train import check, fit, fit_cohort, folder_of, pace, steps_an_epoch
 
 EXPERIMENTS = Registry("experiment")  # notebook stem -> function of its parameters
+MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -190,16 +190,6 @@ def _kind(config):
     return (config.data, config.side, config.n_train, *work)
 
 
-def jobs():
-    """How many runs are trained at once: $CCD_JOBS, or one on a GPU, or as many as there are cores."""
-    given = os.environ.get("CCD_JOBS")
-    if given is None:
-        return 1 if best_device().type == "cuda" else cores()
-    if not given.isdecimal() or int(given) < 1:
-        raise CcdError(f"CCD_JOBS = {given!r}: allowed are whole numbers from 1, the runs that are trained at once")
-    return int(given)
-
-
 @contextmanager
 def side_by_side(cohorts):
     """A function that comes back when all of a list of configurations are trained, those of `cohorts` in worker processes where
@@ -255,6 +245,8 @@ def _fit_in_worker(cohort):
 
 def experiment(stem, parameters):
     """The Experiment of the notebook `stem` under its `parameters` (a dict)."""
+    if parameters.get("seeds", 1) > MOST_SEEDS:
+        raise CcdError(f"seeds = {parameters['seeds']}: allowed are up to {MOST_SEEDS} paired repetitions")
     if "policy" in parameters:
         policy_named(parameters["policy"])  # a RunConfig would call it `views`
     return EXPERIMENTS[stem](parameters)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ from ccdlib.runs import cores, write_whole
 from ccdlib.streams import stream
 
 FEW = 256  # images
+DECODED = 5000  # files, of which each is decoded before a training begins
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its networks are trained everywhere
 
 
@@ -88,6 +90,29 @@ class Images:
         """The Pillow image of a file, RGB; CcdError where it is none."""
         return read_rgb(self.root / file)
 
+    def check_files(self, whole=None):
+        """Raise CcdError for files that are no images, naming the first.
+
+        whole: decode each of them; False: only look at their headers, which takes ImageNet's files minutes instead of hours; None:
+        decode where they are few. What was found to be in order is not looked at again.
+        """
+        files = np.concatenate([self.train_files, self.test_files])
+        whole = len(files) <= DECODED if whole is None else whole
+        marks = [_kept(f"{self.fingerprint} {how}") for how in ("headers", "decoded")]
+        if marks[1].exists() or (marks[0].exists() and not whole):
+            return
+        look = self.read if whole else self._look
+        with ThreadPoolExecutor(cores()) as pool:
+            broken = [error for error in pool.map(lambda file: _mistake(look, file), files) if error]
+        if broken:
+            raise CcdError(f"{len(broken)} of {len(files)} files are no images that can be read. The first: {broken[0]}")
+        with suppress(CcdError):  # a full disk, say: then they are looked at again
+            write_whole(marks[whole], "")
+
+    def _look(self, file):
+        with Image.open(self.root / file):
+            pass
+
     def tests(self, rows):
         """Test images (n, 3, side, side) uint8 of the given rows."""
         return torch.stack([self._centre(self.read(file)) for file in self.test_files[torch.as_tensor(rows).numpy()]])
@@ -103,6 +128,14 @@ class Images:
         loader = _loaded(_Tests(self.to("cpu")), [part.tolist() for part in rows.split(size)], torch.stack, self.workers)
         for part, images in zip(rows.split(size), loader, strict=True):
             yield images, self.test_labels[part.to(self.test_labels.device)]
+
+
+def _mistake(look, file):
+    """What is wrong with a file, when `look` finds something."""
+    try:
+        look(file)
+    except Exception as error:  # Pillow raises many kinds
+        return error if isinstance(error, CcdError) else f"{file}: {error}"
 
 
 def tensor(image):
@@ -247,15 +280,23 @@ def _index(path):
     """
     folders = sorted(path.glob("*/*"))
     facts = [str(path.resolve()), *(f"{folder} {folder.stat().st_mtime_ns}" for folder in folders)]
-    kept = paths.outputs() / ".images" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+    kept = _kept("\n".join(facts))
     if kept.exists():
         return kept.read_text()
     found = class_folders(path, "An image folder")
     files = [os.path.relpath(file, path) for folder in found for file, _ in folder.samples]
-    text = "".join(f"{file} {os.stat(path / file).st_size}\n" for file in files)
+    try:
+        text = "".join(f"{file} {os.stat(path / file).st_size}\n" for file in files)
+    except OSError as error:
+        raise CcdError(f"{error.filename} cannot be read ({error.strerror}); mend it or take it out") from error
     with suppress(CcdError):  # a full disk, say: then it is made again
         write_whole(kept, text)
     return text
+
+
+def _kept(facts):
+    """Where something is kept that was found out about files of which the text `facts` says all that matters."""
+    return paths.outputs() / ".images" / hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 # ---------------------------------------------------------------- a small one, of pictures that our libraries bring along

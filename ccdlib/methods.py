@@ -489,6 +489,7 @@ class HSAKD(_Branches):
 # ---------------------------------------------------------------- settings
 
 
+MOST = 1_000_000  # of a number in settings
 # What a setting that is a word may be.
 WORDS = {"weight": WEIGHTS, "weights": SSKD_WEIGHTS}
 
@@ -506,17 +507,16 @@ def check_settings(name, settings):
             )
         if kind is str and value not in WORDS[key]:
             raise unknown(f"{key} of method {name!r}", value, WORDS[key])
-        if kind is int and value < 1:
-            raise CcdError(f"setting {key} = {value} of method {name!r}: allowed are whole numbers from 1")
+        if kind is int and not 1 <= value <= MOST:
+            raise CcdError(f"setting {key} = {value} of method {name!r}: allowed are whole numbers from 1 to {MOST:,}")
         if kind is float:
             _check_number(name, key, value)
 
 
 def _check_number(name, key, value):
     above = key in ("temperature", "tau")
-    most = 1 if key.startswith(("ratio", "momentum")) else float("inf")
-    if not (value > 0 if above else value >= 0) or value > most or value == float("inf"):
-        upper = " up to 1" if most == 1 else ""
+    most = 1 if key.startswith(("ratio", "momentum")) else 1000 if above else MOST
+    if not (value > 0 if above else value >= 0) or value > most:
         raise CcdError(
-            f"setting {key} = {value!r} of method {name!r}: allowed are numbers {'above' if above else 'from'} 0{upper}"
+            f"setting {key} = {value!r} of method {name!r}: allowed are numbers {'above' if above else 'from'} 0 up to {most:,}"
         )

@@ -4,21 +4,25 @@ import ast
 import hashlib
 import io
 import json
+import logging
 import os
+import platform
+import re
 import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-import yaml
 
 from ccdlib import paths, stats
 from ccdlib.data import source_of
-from ccdlib.experiments import EXPERIMENTS, experiment, jobs
+from ccdlib.experiments import EXPERIMENTS, experiment
 from ccdlib.paper import SOURCE, published
+from ccdlib.reading import cells_of, check_name, text_of, value_of
 from ccdlib.registry import CcdError, unknown
-from ccdlib.runs import best_device, hardware, provenance, source_hash, write_whole
+from ccdlib.runs import best_device, hardware, jobs, provenance, source_hash, write_whole
+from ccdlib.train import check_surroundings
 
 TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list}
 
@@ -33,8 +37,9 @@ class NotebookFailed(Exception):
 def find(name):
     """The path of a notebook given by path or by stem; CcdError when there is none."""
     stems = sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.suffix != ".ipynb":
+        check_name(str(name), "notebook")
         path = paths.NOTEBOOKS / f"{name}.ipynb"
     elif not path.is_absolute() and not path.exists():
         path = paths.ROOT / path
@@ -49,11 +54,8 @@ def parameters_of(path):
     Read from the syntax tree, because the kernel needs it too and papermill takes seconds to import; a test holds it
     against papermill.inspect_notebook. CcdError for a line that papermill could not fill in.
     """
-    try:
-        cells = json.loads(path.read_text())["cells"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise CcdError(f"{paths.shown(path)} is no notebook ({error!r}); restore it, for example from git") from error
-    tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    cells = cells_of(path, paths.shown(path))
+    tagged = [cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     if len(tagged) != 1:
         raise CcdError(f"{paths.shown(path)} has {len(tagged)} cells tagged `parameters`; it needs exactly one")
     values = {}
@@ -106,6 +108,7 @@ def profile_parameters(path, profile):
     values = {name: default for name, (_, default) in parameters_of(path).items()}
     if profile == "smoke":
         return values
+    check_name(profile, "profile")
     file = paths.PARAMS / profile / f"{path.stem}.yaml"
     if not file.is_file():
         known = ["smoke", *sorted(p.parent.name for p in paths.PARAMS.glob(f"*/{path.stem}.yaml"))]
@@ -115,10 +118,7 @@ def profile_parameters(path, profile):
 
 def read_yaml(path, file):
     """The parameters in a yaml file, checked against the notebook at `path`."""
-    try:
-        given = yaml.safe_load(Path(file).read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise CcdError(f"{file} cannot be read as YAML ({error}); write one `name: value` a line") from error
+    given = value_of(text_of(file), paths.shown(file)) or {}
     if not isinstance(given, dict):
         raise CcdError(f"{file} holds a {type(given).__name__}; write one `name: value` a line")
     return checked(path, given, paths.shown(file))
@@ -255,6 +255,7 @@ class Run:
 
     def figure(self, name, figure):
         """Keep a figure as PNG and SVG beside results.json, and hand it back."""
+        check_name(name, "figure")
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=metadata)
@@ -342,11 +343,33 @@ def run_notebook(name, profile="smoke", files=(), given=()):
     with NotebookFailed raised. Errors: CcdError before anything runs.
     """
     path, values = asked_for(name, profile, files, given)
+    check_surroundings()
+    _check_names_itself(path)
     if path.stem in EXPERIMENTS:
         experiment(path.stem, values).check()
     defaults = profile_parameters(path, "smoke")
     target = paths.outputs() / label(path, profile, values) / f"{path.stem}.ipynb"
     return execute(path, target, {key: value for key, value in values.items() if value != defaults[key]})
+
+
+def _check_names_itself(path):
+    """Raise CcdError unless the notebook writes its results under its own name: a copy under another would train for nothing."""
+    code = "\n".join(cell["source"] for cell in cells_of(path, paths.shown(path)) if cell["cell_type"] == "code")
+    try:
+        calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call) and node.args]
+    except SyntaxError as error:
+        raise CcdError(f"{paths.shown(path)}: a cell is no Python: {error}") from error
+    names = [call.args[0].value for call in calls if _is_run(call.func) and isinstance(call.args[0], ast.Constant)]
+    if names != [path.stem]:
+        said = f"names {', '.join(map(repr, names))} in ccdlib.Run(...)" if names else "has no ccdlib.Run(...)"
+        raise CcdError(
+            f"{paths.shown(path)} {said}, and its results would not be found; its first lines must say "
+            f'run = ccdlib.Run("{path.stem}", profile, globals())'
+        )
+
+
+def _is_run(function):
+    return (function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")) == "Run"
 
 
 def plan(name, profile="smoke", files=(), given=()):
@@ -420,10 +443,7 @@ def _absolute(data):
 
 
 def _parsed(name, text):
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise CcdError(f"-p {name} {text!r} cannot be read as a value ({error})") from error
+    return value_of(text, f"-p {name} {text!r}")
 
 
 def execute(path, target, parameters, failed=None):
@@ -436,12 +456,14 @@ def execute(path, target, parameters, failed=None):
     from traitlets.config import Config
 
     failed = failed or target.with_suffix(".failed.ipynb")
-    beside = target.with_name(f".{target.stem}.{os.getpid()}.part.ipynb")
+    mine = f"{platform.node()}-{os.getpid()}"
+    beside = target.with_name(f".{target.stem}.{mine}.part.ipynb")
+    _sweep([*target.parent.glob(f".{target.stem}.*.part.ipynb"), *Path("/tmp").glob("ccd-*-*.sockets")])
     results = target.with_suffix("") / "results.json"
     before = results.stat().st_mtime_ns if results.exists() else None
     # Files as sockets: network ports are chosen before the kernel takes them, and notebooks that start side by side
     # took each other's. Under /tmp, because the path of such a file must be short, which that of TMPDIR need not be.
-    sockets = tempfile.TemporaryDirectory(prefix="ccd-", dir="/tmp", ignore_cleanup_errors=True)
+    sockets = tempfile.TemporaryDirectory(prefix=f"ccd-{mine}.", suffix=".sockets", dir="/tmp", ignore_cleanup_errors=True)
     config = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets.name}/kernel"}})
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -458,6 +480,9 @@ def execute(path, target, parameters, failed=None):
         if not results.exists() or results.stat().st_mtime_ns == before:
             raise NotebookFailed(f"{paths.shown(path)} ran, but its last cell wrote no {paths.shown(results)}")
         executed = nbformat.read(beside, as_version=4)
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").disabled = True  # it would show what became of the cell that was interrupted
+        raise
     except OSError as error:
         raise CcdError(f"{target} could not be written ({error}); free some space or name a folder in CCD_OUTPUTS") from error
     except Exception as error:
@@ -475,6 +500,25 @@ def execute(path, target, parameters, failed=None):
     return target
 
 
+def _sweep(found):
+    """Remove what processes of this machine that were killed have left behind, of files and folders named ...HOST-PID...."""
+    for path in found:
+        owner = re.search(rf"\b{re.escape(platform.node())}-(\d+)\.", path.name)
+        if owner and not _alive(int(owner[1])):
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def without_times(notebook):
     """The notebook without what differs from run to run: times, papermill's notes, the Python version."""
     notebook.metadata = {
@@ -483,6 +527,8 @@ def without_times(notebook):
     }
     for cell in notebook.cells:
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.id = "injected-parameters"  # papermill draws one by chance
     return notebook
 
 

@@ -4,10 +4,11 @@
     curves.csv           one row an epoch
     weights.safetensors  the network after the last epoch
     heads.safetensors    of a teacher whose method trains heads that students need
-    resume.pt            while unfinished: weights, the method's heads and memory, momentum and curves of the last saved epoch
-    metrics.json         written last, the mark of a finished run: accuracies and provenance
+    resume.pt            while unfinished: weights, the method's heads and memory, momentum and curves of the last saved epoch,
+                         after a checksum of all this
+    metrics.json         written last, the mark of a finished run: accuracies, provenance, and a checksum of every file
 
-Files appear whole or not at all. A finished run is found again, an unfinished one goes on from the last epoch it saved, and
+Files appear whole or not at all, and are read only where their checksums agree. A finished run is found again, an unfinished one goes on from the last epoch it saved, and
 a damaged one is named and left alone until the caller asks for a repair.
 """
 
@@ -126,8 +127,19 @@ def load_weights(path, network, model):
             f"{path} does not fit {model}: {len(names)} tensors differ, such as {names[0]} (file: {given.get(names[0])}, "
             f"{model}: {wanted.get(names[0])}). Name the model, classes and channels it was trained with"
         )
+    check_finite(state, path)
     network.load_state_dict(state)
     return network
+
+
+def check_finite(state, path):
+    """Raise CcdError where the tensors {name: tensor} of a file are not all finite numbers."""
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        raise CcdError(
+            f"{path} holds {len(broken)} tensors that are not finite numbers, such as {broken[0]}; give weights of a training "
+            "that did not diverge"
+        )
 
 
 # ---------------------------------------------------------------- provenance
@@ -172,6 +184,16 @@ def gpus():
 def cores():
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def jobs():
+    """How many runs are trained at once: $CCD_JOBS, or one on a GPU, or as many as there are cores."""
+    given = os.environ.get("CCD_JOBS")
+    if given is None:
+        return 1 if best_device().type == "cuda" else cores()
+    if not given.isdecimal() or int(given) < 1:
+        raise CcdError(f"CCD_JOBS = {given!r}: allowed are whole numbers from 1, the runs that are trained at once")
+    return int(given)
 
 
 def hardware(device):
@@ -239,7 +261,7 @@ def existing(file):
     path = Path(file).expanduser()
     if not path.is_file():
         raise CcdError(
-            f"there is no teacher checkpoint {path}; give a .safetensors or .pth file, torchvision:NAME, or "
+            f"there is no {'file' if path.exists() else 'teacher checkpoint'} {path}; give a .safetensors or .pth file, torchvision:NAME, or "
             "teacher=RunConfig(...)"
         )
     return path
@@ -320,11 +342,20 @@ class Folder:
     def verify(self):
         """True when all files of a finished run are what was written; DamagedRun otherwise."""
         recorded = self.metrics
-        if not isinstance(recorded, dict) or not {"accuracy", "best_on_test", "sha256"} <= recorded.keys():
+        if not isinstance(recorded, dict) or not {"accuracy", "best_on_test", "seconds", "sha256"} <= recorded.keys():
             raise self._damaged("metrics.json", "it lacks what it should record")
+        if not isinstance(recorded["sha256"], dict) or not {"weights.safetensors", "curves.csv"} <= recorded["sha256"].keys():
+            raise self._damaged("metrics.json", "it lacks the checksums of the other files")
+        # Runs of protocol 1 recorded no checksum of metrics.json itself; their accuracies must be those of the curves, too.
+        if recorded["sha256"].get("metrics.json", _digest_of(recorded)) != _digest_of(recorded):
+            raise self._damaged("metrics.json", "its content is not what its checksum says")
         for name, digest in recorded["sha256"].items():
-            if not self.file(name).exists() or sha256(self.file(name)) != digest:
+            if name != "metrics.json" and (not self.file(name).is_file() or sha256(self.file(name)) != digest):
                 raise self._damaged(name, "its content is not what metrics.json records")
+        tested = [row.get("test_accuracy") for row in self.curves()]
+        tested = [accuracy for accuracy in tested if accuracy is not None]
+        if not tested or (recorded["accuracy"], recorded["best_on_test"]) != (tested[-1], max(tested)):
+            raise self._damaged("metrics.json", "its accuracies are not those of curves.csv")
         return True
 
     def _read(self, name, parse):
@@ -366,14 +397,18 @@ class Folder:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_whole(self.file("resume.pt"), buffer.getvalue())
+        content = buffer.getvalue()
+        write_whole(self.file("resume.pt"), hashlib.sha256(content).digest() + content)
 
     def load_state(self, network, method, optimiser):
         """(epochs done, curve rows), after putting the kept weights and momentum back; (0, []) for a fresh run."""
         if not self.file("resume.pt").exists():
             return 0, []
         try:
-            state = torch.load(self.file("resume.pt"), map_location="cpu", weights_only=True)
+            content = self.file("resume.pt").read_bytes()
+            if hashlib.sha256(content[32:]).digest() != content[:32]:
+                raise ValueError("its content is not what its checksum says")
+            state = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
             rows = json.loads(state["curves"])
             network.load_state_dict(state["weights"])
             method.load_state_dict(state["method"])
@@ -382,18 +417,19 @@ class Folder:
                 # Laid out like its parameter, so that the update runs the same code as without the interruption.
                 optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(kept)
         except Exception as error:  # torch raises many kinds for a file that is not whole
-            raise self._damaged("resume.pt", f"{type(error).__name__}: {str(error)[:200]}") from error
+            raise self._damaged("resume.pt", error if isinstance(error, ValueError) else type(error).__name__) from error
         return state["epochs_done"], rows
 
     def finish(self, network, method, rows, metrics):
         """Write curves, weights and, last, the done-marker; then drop the resume state."""
         self.save_curves(rows)
         save_weights(self.file("weights.safetensors"), network, self.config.model)
-        names = ["weights.safetensors", "curves.csv"]
+        names = ["weights.safetensors", "curves.csv", "config.json"]
         if method.keeps:
             save_weights(self.file("heads.safetensors"), method, self.config.model)
             names.append("heads.safetensors")
         metrics = metrics | {"sha256": {name: sha256(self.file(name)) for name in names}}
+        metrics["sha256"]["metrics.json"] = _digest_of(metrics)
         write_whole(self.file("metrics.json"), json.dumps(metrics, indent=2) + "\n")
         self.file("resume.pt").unlink(missing_ok=True)
 
@@ -404,6 +440,12 @@ class Folder:
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.file("curves.csv"), text.getvalue())
+
+
+def _digest_of(metrics):
+    """A checksum of the content of metrics.json, its own apart."""
+    others = {name: digest for name, digest in metrics["sha256"].items() if name != "metrics.json"}
+    return hashlib.sha256(json.dumps(metrics | {"sha256": others}, sort_keys=True).encode()).hexdigest()
 
 
 def trained_by(optimiser):

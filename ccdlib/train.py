@@ -24,9 +24,20 @@ from ccdlib.config import Checkpoint, RunConfig
 from ccdlib.data import Data, load_data
 from ccdlib.files import Images, check_views, views_of_files
 from ccdlib.methods import METHODS, Batch, Given, Method, make
-from ccdlib.models import Backbone, build, folded, pretrained
+from ccdlib.models import Backbone, build, folded, pretrained, weights_named
 from ccdlib.registry import CcdError
-from ccdlib.runs import DamagedRun, Folder, best_device, existing, identity, load_weights, provenance, trained_by
+from ccdlib.runs import (
+    DamagedRun,
+    Folder,
+    best_device,
+    check_finite,
+    existing,
+    identity,
+    jobs,
+    load_weights,
+    provenance,
+    trained_by,
+)
 from ccdlib.streams import stream
 
 SHOWS = ("auto", "epochs", "run", "bar", "none")
@@ -89,6 +100,7 @@ def fit_cohort(configs, show="auto", repair=None):
     """
     if show not in SHOWS:
         raise CcdError(f"show = {show!r}: allowed are {', '.join(SHOWS)}")
+    configs = [checked(config) for config in configs]
     if len({config.cohort for config in configs}) != 1:
         raise CcdError(
             f"{len(configs)} configurations are no cohort: all must have the same teacher, data, views, draws, batch and "
@@ -98,11 +110,13 @@ def fit_cohort(configs, show="auto", repair=None):
     repair = os.environ.get("CCD_REPAIR") == "1" if repair is None else repair
     device = _device(configs[0].device)
     data = _data(configs[0])
-    _seconds_between_saves()  # a wrong value is refused before the training
+    check_surroundings()  # a wrong value is refused before the training
     _check_teacher(configs[0], data)
     folders = {folder.path: folder for folder in map(folder_of, configs)}  # each once, however often it is asked for
     missing = group.from_first(lambda: [path for path, folder in folders.items() if not folder.ready(repair)])
     found = folders.keys() - set(missing)
+    for path in sorted(found):
+        _check_teacher_of(folders[path], data, device)
     for path in missing:
         _check_fits(folders[path].config, data)
     if missing and configs[0].processes > 1 and group.size() == 1 and not group.started_by_torchrun():
@@ -148,10 +162,18 @@ def folder_of(config):
     return Folder(config, identity(config, lambda c: _whole_data(c).facts, precision))
 
 
+def checked(config):
+    """The RunConfig itself, once more checked: whatever made it may have left that out. CcdError for what is none."""
+    if not isinstance(config, RunConfig):
+        raise CcdError(f"{config!r} is no RunConfig; give one, such as RunConfig(model='resnet8')")
+    return config.but()
+
+
 def _device(name):
     device = best_device() if name == "auto" else torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise CcdError("device 'cuda' was asked for and no CUDA device is there; use 'auto' or 'cpu', or unset CCD_DEVICE")
+        how = "CCD_DEVICE = 'cuda'" if name == "auto" else "device 'cuda'"
+        raise CcdError(f"{how} was asked for and no CUDA device is there; use 'auto' or 'cpu', or unset CCD_DEVICE")
     return device
 
 
@@ -163,9 +185,9 @@ def check(configs):
     if not configs:
         raise CcdError("there is nothing to train; ask for at least one seed (parameter `seeds`)")
     seen = set()
-    for config in configs:
+    for config in map(checked, configs):
         # Of seeds and views nothing can go wrong here; configurations that differ in no more are one case.
-        case = [_shape_of(c) for c in (config, config.teacher) if isinstance(c, RunConfig)]
+        case = [_shape_of(c) if isinstance(c, RunConfig) else c for c in (config, config.teacher)]
         if str(case) not in seen:
             seen.add(str(case))
             if config.device != "auto":  # what that means here may not be here: a batch is planned where there is no GPU
@@ -173,11 +195,17 @@ def check(configs):
             data = _data(config)
             _check_teacher(config, data)
             _check_fits(config, data)
+            if isinstance(config.teacher, Checkpoint):
+                _check_checkpoint(config.teacher, data)
+            if isinstance(data, Images):
+                data.check_files()
 
 
 def _shape_of(config):
     parts = config.batch, config.accumulate, config.processes
-    return config.data, config.side, config.n_train, config.model, config.method, config.settings, config.device, parts
+    rotated = config.views == "rotation"
+    what = config.data, config.side, config.n_train, config.statistics, config.model, config.method, config.settings
+    return *what, config.device, parts, rotated
 
 
 def _check_fits(config, data):
@@ -191,6 +219,8 @@ def _check_fits(config, data):
             f"{n} training images in steps of at most {config.batch}, each in {parts} parts (accumulate {config.accumulate}, "
             f"processes {config.processes}), leave parts of less than two images; take fewer parts"
         )
+    if config.views == "rotation" and data.shape[1] != data.shape[2]:
+        raise CcdError(f"views 'rotation' need square images, not {data.shape[1:]}; make them square first")
     try:
         predict(network, data, data.tests(torch.arange(1)))
     except RuntimeError as error:
@@ -218,6 +248,16 @@ def _check_teacher(config, data):
             )
 
 
+def _check_checkpoint(teacher, data):
+    """Read a Checkpoint and its heads as the training will; of what is downloaded first only the name is looked at."""
+    if teacher.file.startswith("torchvision:"):
+        weights_named(teacher.model, teacher.file)
+        return
+    network = _from_checkpoint(teacher, data)
+    if teacher.heads:
+        _heads(teacher, existing(teacher.heads), network, data)
+
+
 class TaughtBy(NamedTuple):
     """The teacher of a run, in eval mode on the CPU, and the heads that its method trained; both may be None."""
 
@@ -241,23 +281,36 @@ def _teacher(config, data, show, repair):
 def _from_checkpoint(teacher, data):
     """The network of a Checkpoint, in eval mode on the CPU."""
     network = build(teacher.model, classes=data.classes, channels=data.channels)
-    if not (teacher.file.startswith("torchvision:") or teacher.file.endswith(".pth")):
-        return load_weights(existing(teacher.file), network, teacher.model).eval()
     named = teacher.file.startswith("torchvision:")
+    if not (named or teacher.file.endswith(".pth")):
+        return load_weights(existing(teacher.file), network, teacher.model).eval()
     state = group.from_first(lambda: pretrained(teacher.model, teacher.file if named else str(existing(teacher.file))))
     try:
+        check_finite(state, teacher.file)
         network.load_state_dict(state)
     except RuntimeError as error:
         raise CcdError(f"{teacher.file} does not fit {teacher.model} with {data.classes} classes: {error}") from error
     return network.eval()
 
 
-def _check_accuracy(teacher, network, data, device):
+def _accuracy_of(teacher, data, device):
+    return evaluate(copy.deepcopy(teacher).to(device), data, device)["accuracy"]
+
+
+def _check_teacher_of(folder, data, device):
+    """The same for a run that is found: its Checkpoint reached what the run keeps or, if it was trained before that was kept,
+    what is measured now."""
+    teacher = folder.config.teacher
+    if isinstance(teacher, Checkpoint) and teacher.accuracy is not None:
+        reached = folder.metrics.get("teacher_accuracy")
+        if reached is None:
+            reached = _accuracy_of(_from_checkpoint(teacher, data), data, device)
+        _check_accuracy(teacher, reached, data)
+
+
+def _check_accuracy(teacher, reached, data):
     """Raise CcdError where a Checkpoint is not as good as it should be: other images, another order of classes, ..."""
-    if not isinstance(teacher, Checkpoint) or teacher.accuracy is None:
-        return
-    reached = evaluate(copy.deepcopy(network).to(device), data, device)["accuracy"]
-    if abs(reached - teacher.accuracy) > 0.5:
+    if teacher.accuracy is not None and abs(reached - teacher.accuracy) > 0.5:
         raise CcdError(
             f"the teacher {teacher.file} reaches {reached:.2f} % on the {len(data.test_labels)} test images of {data.name}, "
             f"and accuracy = {teacher.accuracy:.2f} % was expected. Compare the classes, their order and the images with what "
@@ -592,12 +645,12 @@ class Member:
         self.folder.save_state(len(self.rows), *self.parts, self.rows)
         self.folder.save_curves(self.rows)
 
-    def finish(self):
-        """Make it a finished run."""
+    def finish(self, facts):
+        """Make it a finished run; facts: what else is kept of it."""
         if group.rank():
             return
         trainee = self.trainee
-        metrics = _metrics(self.rows, trainee.data, trainee.device, len(self.rows) - self.found)
+        metrics = facts | _metrics(self.rows, trainee.data, trainee.device, len(self.rows) - self.found)
         self.folder.finish(trainee.network, trainee.method, self.rows, metrics)
 
 
@@ -611,8 +664,10 @@ def _train(folders, data, taught_by, device, show, repair):
         raise CcdError(
             f"{paths.outputs()} is not the same folder for all processes; name one that all machines share in CCD_OUTPUTS"
         )
-    if taught_by.network is not None and not any(member.rows for member in members):
-        _check_accuracy(members[0].trainee.config.teacher, taught_by.network, data, device)
+    teacher, facts = members[0].trainee.config.teacher, {}
+    if isinstance(teacher, Checkpoint):
+        facts = {"teacher_accuracy": _accuracy_of(taught_by.network, data, device)}
+        _check_accuracy(teacher, facts["teacher_accuracy"], data)
     saved, epochs = time.monotonic(), members[0].trainee.config.epochs
     for epoch in _epochs(members, show):
         # A cohort that was killed while it kept its states goes on from different epochs.
@@ -634,10 +689,17 @@ def _train(folders, data, taught_by, device, show, repair):
             saved = time.monotonic()
     for member in members:
         if not member.failed:
-            member.finish()
+            member.finish(facts)
     for member in members:
         if member.failed:
             raise member.failed
+
+
+def check_surroundings():
+    """Raise CcdError where an environment variable that a training reads has a value that it cannot use here."""
+    jobs()
+    _seconds_between_saves()
+    _device("auto")
 
 
 def _seconds_between_saves():

@@ -1,0 +1,73 @@
+"""Files that people write, read strictly: text that is UTF-8, YAML and JSON whose keys are words and stand once; and names that
+are no paths."""
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from ccdlib.registry import CcdError
+
+
+def text_of(file):
+    """The text of a file, its path's `~` expanded; CcdError where it cannot be read or is not UTF-8."""
+    path = Path(file).expanduser()
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CcdError(f"{path} is no UTF-8 text (byte {error.start} is none); save it as UTF-8") from error
+    except OSError as error:
+        raise CcdError(f"{path} cannot be read ({error.strerror}); give an existing file that you may read") from error
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key that stands twice, or is no word, is an error; YAML itself silently takes the last one."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if not isinstance(key, str):
+                raise CcdError(f"the key {key!r} is of type {type(key).__name__}; keys must be words, so put it in quotes")
+            if keys.count(key) > 1:
+                raise CcdError(f"the key {key!r} stands {keys.count(key)} times; write it once")
+        return super().construct_mapping(node, deep)
+
+
+_Strict.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True))
+
+
+def value_of(text, where):
+    """What YAML (or JSON) `text` says; where: its place, for messages. Errors: CcdError."""
+    try:
+        value = yaml.load(text, _Strict)
+        json.dumps(value, default=str)  # finds what contains itself
+        return value
+    except CcdError as error:
+        raise CcdError(f"{where}: {error}") from None
+    except (RecursionError, ValueError):
+        raise CcdError(f"{where} contains itself, or is nested too deeply; write it out") from None
+    except yaml.YAMLError as error:
+        raise CcdError(f"{where} cannot be read as YAML ({error}); write one `name: value` a line") from error
+
+
+def cells_of(path, shown):
+    """The cells of a notebook, each with "cell_type", "source" as one text, and "metadata" with "tags" if it has some; CcdError
+    for what is no notebook. shown: its path for messages."""
+    try:
+        cells = json.loads(text_of(path))["cells"]
+        for cell in cells:
+            cell["source"] = "".join(cell["source"])
+            if not (isinstance(cell["cell_type"], str) and isinstance(cell["metadata"].get("tags", []), list)):
+                raise TypeError("a cell without a type, or with tags that are no list")
+        return cells
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        if isinstance(error, CcdError):
+            raise
+        raise CcdError(f"{shown} is no notebook ({error!r}); restore it, for example from git") from error
+
+
+def check_name(name, what):
+    """Raise CcdError unless `name` is a name, which stands for a file or folder of that name in one place, and no path."""
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise CcdError(f"{what} {name!r} is no name; allowed are letters, digits, `_`, `.`, `+` and `-`, no path")
