@@ -25,7 +25,7 @@ from loky import ProcessPoolExecutor
 from ccdlib import paths, verdicts
 from ccdlib.config import RunConfig
 from ccdlib.experiments import expected_seconds, experiment, grouped
-from ccdlib.notebook import asked_for, gpu_hours, present, run_notebook
+from ccdlib.notebook import alive, asked_for, gpu_hours, present, run_notebook
 from ccdlib.reading import cells_of, check_name
 from ccdlib.registry import CcdError, unknown
 from ccdlib.runs import best_device, file_lock, write_whole
@@ -367,12 +367,12 @@ def _alone(grid, patience=30):
                 lock.seek(0)
                 owner = lock.read().strip()
                 # One that was killed: its guard is ending what it left behind.
-                if (Path("/proc").exists() and owner and not Path("/proc", owner).exists()) and time.monotonic() < deadline:
+                if owner and not alive(int(owner)) and time.monotonic() < deadline:
                     time.sleep(0.2)
                     continue
+                who = f" (process {owner}; `kill {owner}` stops it)" * bool(owner)
                 raise CcdError(
-                    f"a batch of {grid.profile} is running already (process {owner or 'unknown'}; `kill {owner}` stops it); its log "
-                    f"is {grid.folder / 'engine.log'}"
+                    f"a batch of {grid.profile} is running already{who}; its log is {grid.folder / 'engine.log'}"
                 ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -401,7 +401,12 @@ def _guarded(command, lock, **options):
     """
     read, write = os.pipe()
     guard = subprocess.Popen(
-        [sys.executable, "-c", GUARD, str(GRACE)], stdin=read, process_group=0, pass_fds=(lock,), stderr=subprocess.DEVNULL
+        [sys.executable, "-c", GUARD, str(GRACE)],
+        stdin=read,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
+        pass_fds=(lock,),
     )
     os.close(read)
     engine = None

@@ -260,8 +260,7 @@ def data(name, side):
             click.echo(f"{row + ':PATH' * source.takes_path:14} {what}")
         return
     found = load_data(name, side=side)
-    if hasattr(found, "check_files"):
-        found.check_files(whole=True)
+    found.check_files(whole=True)
     click.echo(f"{name}: {len(found.train_labels)} training and {len(found.test_labels)} test images, {found.classes} classes")
     click.echo(f"an image is {found.shape} (channels, height, width); mean {found.mean}, standard deviation {found.std}")
     counts = found.train_labels.bincount(minlength=found.classes)

@@ -245,9 +245,9 @@ class Run:
     def judge(self, results):
         """The verdict on every claim that was declared, printed and kept, whatever it is; results {arm: [Result]}."""
         self.results = results
-        accuracies = {arm: [run.accuracy for run in runs] for arm, runs in results.items()}
+        accuracies, declared = {arm: [run.accuracy for run in runs] for arm, runs in results.items()}, self._planned().claims
         first = next(iter(results.values()))
-        self.claims = [claim.judge(accuracies, 100 / first[0].classes) for claim in self._planned().claims]
+        self.claims = [claim.judge(accuracies, 100 / first[0].classes) for claim in declared]
         for claim, verdict in zip(self.claims, stats.corrected(self.claims), strict=True):
             claim["corrected"] = verdict
             claim["collapsed"] = {arm: [first[k].config.seed for k in places] for arm, places in claim["collapsed"].items()}
@@ -443,7 +443,7 @@ def _absolute(data):
 
 
 def _parsed(name, text):
-    return value_of(text, f"-p {name} {text!r}")
+    return value_of(text, f"-p {name} {text!r}", "write a number, a word, or a list such as [1, 2]")
 
 
 def execute(path, target, parameters, failed=None):
@@ -464,7 +464,11 @@ def execute(path, target, parameters, failed=None):
     # Files as sockets: network ports are chosen before the kernel takes them, and notebooks that start side by side
     # took each other's. Under /tmp, because the path of such a file must be short, which that of TMPDIR need not be.
     sockets = tempfile.TemporaryDirectory(prefix=f"ccd-{mine}.", suffix=".sockets", dir="/tmp", ignore_cleanup_errors=True)
-    config = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets.name}/kernel"}})
+    quiet = ["--IPKernelApp.log_level=50"]  # a kernel that is interrupted would show where
+    config = {
+        "KernelManager": {"transport": "ipc", "ip": f"{sockets.name}/kernel"},
+        "NotebookClient": {"extra_arguments": quiet},
+    }
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(
@@ -472,7 +476,7 @@ def execute(path, target, parameters, failed=None):
             str(beside),
             parameters=parameters,
             cwd=str(paths.ROOT),
-            config=config,
+            config=Config(config),
             progress_bar=False,
             coalesce_streams=True,  # how prints are cut into outputs depends on timing
             start_timeout=300,
@@ -504,12 +508,13 @@ def _sweep(found):
     """Remove what processes of this machine that were killed have left behind, of files and folders named ...HOST-PID...."""
     for path in found:
         owner = re.search(rf"\b{re.escape(platform.node())}-(\d+)\.", path.name)
-        if owner and not _alive(int(owner[1])):
+        if owner and not alive(int(owner[1])):
             with suppress(OSError):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _alive(pid):
+def alive(pid):
+    """Whether a process of this machine goes on."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -563,7 +568,7 @@ def report(executed):
     ]
     for row in rows:
         gain = f"{stats.brief(row['difference'])} over {row['baseline']}" if row["baseline"] else ""
-        fallen = stats.said_of_collapse(row["collapsed"])
+        fallen = stats.said_of_collapse(row.get("collapsed"))
         lines.append(f"  {row['arm']:{width}}  {row['mean']:6.2f} % ± {row['std']:<5.2f} {gain}  {fallen}".rstrip())
     lines += [f"  {said_of(claim)}" for claim in results["claims"]]
     if results["trained_by_other_code"]:

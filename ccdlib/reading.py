@@ -37,7 +37,7 @@ class _Strict(yaml.SafeLoader):
 _Strict.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True))
 
 
-def value_of(text, where):
+def value_of(text, where, advice="write one `name: value` a line"):
     """What YAML (or JSON) `text` says; where: its place, for messages. Errors: CcdError."""
     try:
         value = yaml.load(text, _Strict)
@@ -48,7 +48,7 @@ def value_of(text, where):
     except (RecursionError, ValueError):
         raise CcdError(f"{where} contains itself, or is nested too deeply; write it out") from None
     except yaml.YAMLError as error:
-        raise CcdError(f"{where} cannot be read as YAML ({error}); write one `name: value` a line") from error
+        raise CcdError(f"{where} cannot be read as YAML ({error}); {advice}") from error
 
 
 def cells_of(path, shown):

@@ -197,8 +197,7 @@ def check(configs):
             _check_fits(config, data)
             if isinstance(config.teacher, Checkpoint):
                 _check_checkpoint(config.teacher, data)
-            if isinstance(data, Images):
-                data.check_files()
+            data.check_files()
 
 
 def _shape_of(config):

@@ -58,7 +58,7 @@ def _is_old(config, recipe, result):
 
 def table(results):
     """The verdict table as markdown, links relative to the top of the checkout."""
-    lines, old = [HEAD], {}
+    lines, old = [HEAD], []
     each = [judged(result) for result in results]
     stands = iter(corrected([claim for claims in each for claim in claims]))
     for result, claims in zip(results, each, strict=True):
@@ -74,13 +74,12 @@ def table(results):
                 verdict += f"; {arm}: {said_of_collapse(seeds)}"
             cells = (finding, result["profile"], networks, claim["n"], estimate, verdict, next(stands))
             lines.append("| " + " | ".join(map(str, cells)) + f" | {link} |")
-            old.setdefault(f"{result['profile']}/{result['notebook']}", {}).update(dict.fromkeys(claim["old"]))
-    said = [f"{name} ({', '.join(arms)})" for name, arms in old.items() if arms]
-    if said:
-        lines += [
-            "",
-            f"{OLD} Trained by an arithmetic or a recipe that was corrected since; to be trained again: {'; '.join(said)}.",
-        ]
+        arms = list(dict.fromkeys(arm for claim in claims for arm in claim["old"]))
+        every = "all" if all(claim["old"] for claim in claims) else ", ".join(arms)
+        old += [f"{result['profile']}/{result['notebook']} ({every})"] * bool(arms)
+    if old:
+        why = "Trained by an arithmetic or a recipe that was corrected since, and to be trained again"
+        lines += ["", f"{OLD} {why}: {'; '.join(old)}."]
     return "\n".join(lines)
 
 

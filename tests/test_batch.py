@@ -76,17 +76,23 @@ def in_training(root, since=0.0):
     raise AssertionError("no student was ever trained")
 
 
-def processes(*words):
-    """The process numbers of those whose command line has all of the words."""
+def processes(root, *words):
+    """The process numbers of those that work for a checkout and whose command line has all of the words."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = file.read_bytes().decode(errors="replace").replace("\0", " ")
+            ours = f"CCD_ROOT={root}".encode() in file.with_name("environ").read_bytes().split(b"\0")
         except OSError:
             continue  # it has just ended
-        if all(word in command for word in words):
+        if ours and all(word in command for word in words):
             found.append(int(file.parent.name))
     return found
+
+
+def left(root):
+    """The processes of batches of this checkout that go on."""
+    return processes(root, "snakemake") + processes(root, "ccdlib job")
 
 
 def finished(root):
@@ -125,25 +131,25 @@ def test_killed_at_any_point_the_same_command_goes_on_and_then_says_nothing_to_d
     in_training(lab)
     os.killpg(interrupted.pid, signal.SIGINT)
     text = said(interrupted)
-    assert text.endswith("interrupted. The same command goes on from here; what is finished is kept.\n\n")
+    assert text.endswith("interrupted. The same command goes on from here; what is finished is kept.\n")
     assert interrupted.returncode == 130
-    # Drill 1: the engine is killed; the jobs that it leaves behind come to their end or are taken over.
+    assert not left(lab)
+    # Drill 1: the engine is killed; the jobs that it leaves behind end with the command.
     first, since = begin(), time.time()
     begun = in_training(lab, since)
-    (engine,) = processes("-m snakemake", str(lab))
+    (engine,) = processes(lab, "-m snakemake", "--workflow-profile")
     before = finished(lab)
     os.kill(engine, signal.SIGKILL)
     text = said(first)
     assert first.returncode == 1
     assert "The same command goes on from here" in text
-    while any(os.getpgid(job) == first.pid for job in processes("ccdlib job")):
-        time.sleep(0.1)
-    assert len(finished(lab)) > len(before)
+    assert not left(lab)
+    assert untouched(before, lab)
     # Drill 2: a job is killed while it trains; everything that does not depend on it is done all the same.
     second, since, jobs = begin(), time.time(), []
     while not jobs:
         in_training(lab, since)
-        jobs = [job for job in processes("ccdlib job", " kd-") if os.getpgid(job) == second.pid]
+        jobs = processes(lab, "ccdlib job", " kd-")
     assert untouched(before, lab)
     for job in jobs:
         os.kill(job, signal.SIGKILL)
@@ -158,9 +164,13 @@ def test_killed_at_any_point_the_same_command_goes_on_and_then_says_nothing_to_d
     deadline = time.time() + 120
     while third.poll() is None and time.time() < deadline and len(finished(lab)) == len(before):
         time.sleep(0.02)
-    os.killpg(third.pid, signal.SIGKILL)
+    os.killpg(third.pid, signal.SIGKILL)  # nobody is asked, and all that it started ends nevertheless
     said(third)
     assert untouched(before, lab)
+    deadline = time.time() + batch.GRACE + 10
+    while left(lab) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not left(lab)
     before = finished(lab)
     # And on to the end.
     fourth = begin()
@@ -218,6 +228,30 @@ def test_a_full_disk_a_failing_run_and_a_failing_notebook_each_stop_only_what_ne
     assert mended.returncode == 0
     assert finished(lab) == before
     assert not kept.exists()
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
+def test_a_batch_ends_on_term_with_all_that_it_started_and_a_second_one_is_refused_until_then(lab):
+    (lab / "params" / PROFILE / f"{STEM}.yaml").write_text(f"{TINY}400\n")
+    first = begin()
+    in_training(lab)
+    second = begin()
+    assert f"is running already (process {first.pid}; `kill {first.pid}` stops it)" in said(second)
+    assert second.returncode == 2
+    os.kill(first.pid, signal.SIGTERM)
+    assert "interrupted. The same command goes on from here" in said(first)
+    assert first.returncode == 130
+    assert not left(lab)
+    # Killed without a word: its guard ends what it started, and who asks meanwhile waits for that.
+    third, since = begin(), time.time()
+    in_training(lab, since)
+    os.kill(third.pid, signal.SIGKILL)
+    said(third)
+    (lab / "params" / PROFILE / f"{STEM}.yaml").write_text(f"{TINY}1\n")
+    fourth = begin()
+    text = said(fourth)
+    assert fourth.returncode == 0, text
+    assert not left(lab)
 
 
 # ---------------------------------------------------------------- what is missing

@@ -30,7 +30,20 @@ def ended(capsys, *arguments):
 
 
 def test_the_commands_that_were_asked_for_are_there():
-    assert {"run", "fit", "plan", "batch", "verdicts", "methods", "models", "data", "clean", "completion", "refresh"} == SHOWN
+    assert {
+        "run",
+        "fit",
+        "plan",
+        "batch",
+        "verdicts",
+        "methods",
+        "models",
+        "data",
+        "published",
+        "clean",
+        "completion",
+        "refresh",
+    } == SHOWN
 
 
 @pytest.mark.parametrize("name", sorted(SHOWN))
@@ -52,7 +65,7 @@ def test_the_help_says_what_an_exit_status_means():
         (["run"], "Missing argument 'NOTEBOOK'"),
         (["data", "mnist"], "unknown dataset 'mnist'"),
         (["models", "--classes", "1"], "1 is not in the range"),
-        (["fit", "nothing.yaml"], "cannot be read as YAML or JSON"),
+        (["fit", "nothing.yaml"], "nothing.yaml cannot be read"),
         (["run", "00_quickstart", "-p", "n_train", "-5"], "-5 training images leave some of the 10 classes empty"),
         (["run", "00_quickstart", "-p", "recipe", "big"], "unknown recipe 'big'"),
         (["batch", "00_quickstrat"], "Did you mean '00_quickstart'"),

@@ -32,7 +32,7 @@ FIVE = [
 
 def bits(result):
     """What a run left behind, without its times."""
-    files = [sha256(result.folder / name) for name in result.metrics["sha256"] if name != "curves.csv"]
+    files = [sha256(result.folder / name) for name in result.metrics["sha256"] if name not in ("curves.csv", "metrics.json")]
     return files, [row | {"seconds": 0} for row in result.curves]
 
 

@@ -243,8 +243,8 @@ def test_notebooks_side_by_side_share_no_network_ports(small, monkeypatch):
         (["run", "99_small", "-p", "profile", "lite"], "the profile is chosen by --profile"),
         (["run", "00_real", "-p", "data", "npz:nothing.npz"], "there is no nothing.npz"),
         (["run", "00_real", "-p", "data", "mnist"], "unknown dataset 'mnist'"),
-        (["run", "99_small", "-p", "count", "[1"], "cannot be read as a value"),
-        (["run", "99_small", "-f", "nothing.yaml"], "nothing.yaml cannot be read as YAML"),
+        (["run", "99_small", "-p", "count", "[1"], "cannot be read as YAML"),
+        (["run", "99_small", "-f", "nothing.yaml"], "nothing.yaml cannot be read"),
         (["run", "99_small", "--colour"], "No such option"),
     ],
 )
@@ -387,7 +387,7 @@ def test_published_numbers_of_compared_methods():
 
 
 def test_a_number_of_another_recipe_is_shown_as_such_and_not_subtracted():
-    row = {"arm": "KD", "mean": 75.0, "std": 0.1, "difference": None, "best_on_test": 75.1}
+    row = {"arm": "KD", "mean": 75.0, "std": 0.1, "collapsed": [], "difference": None, "best_on_test": 75.1}
     same = _shown(row | {"published": {"accuracy": 75.23, "same_recipe": True}}, "KD")
     other = _shown(row | {"published": {"accuracy": 75.23, "same_recipe": False}}, "KD")
     assert (same["published (%)"], same["ours - published"]) == ("75.23", "-0.23")
