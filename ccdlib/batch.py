@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -380,50 +379,45 @@ def _alone(grid, patience=30):
         yield lock.fileno()
 
 
-# The guard of a process group: it waits until the process that started it has closed the pipe, or ended, and then ends the
-# group, which it belongs to, with a word first.
+# The guard of a process group: it waits until the process that started it closes the pipe, or ends, however it does, and then
+# ends the group, with a word first.
 GUARD = """
 import os, signal, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+group, grace = int(sys.argv[1]), float(sys.argv[2])
 sys.stdin.read()
-os.killpg(0, signal.SIGTERM)
-time.sleep(float(sys.argv[1]))
-os.killpg(0, signal.SIGKILL)
+try:
+    os.killpg(group, signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while time.monotonic() < deadline:
+        os.killpg(group, 0)
+        time.sleep(0.05)
+    os.killpg(group, signal.SIGKILL)
+except OSError:
+    pass  # there is nobody left
 """
 GRACE = 10  # seconds that an engine and its jobs have to end
 
 
 @contextmanager
 def _guarded(command, lock, **options):
-    """The process of `command`, which ends, with all that it started, when the context or this process does, however that ends.
+    """The process of `command`, which ends, with all that it started, when the context or this process does.
 
     lock: a file descriptor that stays open for as long.
     """
     read, write = os.pipe()
-    guard = subprocess.Popen(
-        [sys.executable, "-c", GUARD, str(GRACE)],
-        stdin=read,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        process_group=0,
-        pass_fds=(lock,),
-    )
+    engine = subprocess.Popen(command, process_group=0, pass_fds=(lock,), **options)
+    waits = [sys.executable, "-c", GUARD, str(engine.pid), str(GRACE)]
+    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    guard = subprocess.Popen(waits, stdin=read, process_group=0, pass_fds=(lock,), **nowhere)
     os.close(read)
-    engine = None
     try:
-        engine = subprocess.Popen(command, process_group=guard.pid, pass_fds=(lock,), **options)
         yield engine
     finally:
-        if engine and engine.poll() is None:
-            os.killpg(guard.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                engine.wait(GRACE)
-        with suppress(ProcessLookupError):
-            os.killpg(guard.pid, signal.SIGKILL)  # jobs that an engine which was killed left behind, and the guard
         os.close(write)
-        guard.wait()
-        if engine:
-            engine.wait()
+        while guard.poll() is None:
+            engine.poll()  # one that has ended and is not asked counts as there
+            time.sleep(0.02)
+        engine.wait()
 
 
 def _engine(grid, cores=None, gpus=None, jobs=None, slurm=False):

@@ -4,7 +4,10 @@ A notebook trains what the run store lacks of its list and reads the rest; `ccd 
 list is the same run, because it is described the same.
 """
 
+import os
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
@@ -206,8 +209,7 @@ def side_by_side(cohorts):
     elif jobs() == 1 or not missing:
         begun = [(cohort, lambda cohort=cohort: _fit(cohort)) for cohort in missing]
     else:
-        # Workers that wait for a minute end by themselves, also when this process was killed.
-        pool = ProcessPoolExecutor(jobs(), timeout=60, env={"OMP_NUM_THREADS": "1"})
+        pool = ProcessPoolExecutor(jobs(), timeout=60, env={"OMP_NUM_THREADS": "1"}, initializer=_end_with_parent)
         begun = [(cohort, pool.submit(_fit_in_worker, cohort).result) for cohort in _spread(missing, jobs())]
 
     def trained(configs):
@@ -220,6 +222,18 @@ def side_by_side(cohorts):
     finally:
         if pool:
             pool.shutdown(wait=True, kill_workers=sys.exc_info()[0] is not None)
+
+
+def _end_with_parent():
+    """In a worker: end when the process that started it was killed, which otherwise nobody tells a worker that trains."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _spread(cohorts, n):

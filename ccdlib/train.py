@@ -110,7 +110,7 @@ def fit_cohort(configs, show="auto", repair=None):
     repair = os.environ.get("CCD_REPAIR") == "1" if repair is None else repair
     device = _device(configs[0].device)
     data = _data(configs[0])
-    check_surroundings()  # a wrong value is refused before the training
+    _seconds_between_saves()  # a wrong value is refused before the training
     _check_teacher(configs[0], data)
     folders = {folder.path: folder for folder in map(folder_of, configs)}  # each once, however often it is asked for
     missing = group.from_first(lambda: [path for path, folder in folders.items() if not folder.ready(repair)])
@@ -296,17 +296,6 @@ def _accuracy_of(teacher, data, device):
     return evaluate(copy.deepcopy(teacher).to(device), data, device)["accuracy"]
 
 
-def _check_teacher_of(folder, data, device):
-    """The same for a run that is found: its Checkpoint reached what the run keeps or, if it was trained before that was kept,
-    what is measured now."""
-    teacher = folder.config.teacher
-    if isinstance(teacher, Checkpoint) and teacher.accuracy is not None:
-        reached = folder.metrics.get("teacher_accuracy")
-        if reached is None:
-            reached = _accuracy_of(_from_checkpoint(teacher, data), data, device)
-        _check_accuracy(teacher, reached, data)
-
-
 def _check_accuracy(teacher, reached, data):
     """Raise CcdError where a Checkpoint is not as good as it should be: other images, another order of classes, ..."""
     if teacher.accuracy is not None and abs(reached - teacher.accuracy) > 0.5:
@@ -315,6 +304,16 @@ def _check_accuracy(teacher, reached, data):
             f"and accuracy = {teacher.accuracy:.2f} % was expected. Compare the classes, their order and the images with what "
             "it was trained on, or give another accuracy"
         )
+
+
+def _check_teacher_of(folder, data, device):
+    """_check_accuracy for a run that is found: by what it keeps or, if it was trained before that was kept, measured now."""
+    teacher = folder.config.teacher
+    if isinstance(teacher, Checkpoint) and teacher.accuracy is not None:
+        reached = folder.metrics.get("teacher_accuracy")
+        if reached is None:
+            reached = _accuracy_of(_from_checkpoint(teacher, data), data, device)
+        _check_accuracy(teacher, reached, data)
 
 
 def _heads(teacher, file, network, data):

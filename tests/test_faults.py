@@ -436,6 +436,26 @@ def test_an_interrupted_run_says_one_line_and_leaves_nothing(outputs, how):
     assert not [path for path in Path("/tmp").glob("ccd-*") if f"-{process.pid}." in path.name]
 
 
+@needs_proc
+def test_workers_end_with_the_process_that_started_them(outputs):
+    program = """
+from ccdlib import RunConfig
+from ccdlib.experiments import side_by_side
+configs = [RunConfig(n_train=40, batch=20, epochs=1000, eval_every=1000, seed=s) for s in range(2)]
+with side_by_side([[config] for config in configs]) as trained:
+    trained(configs)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"CCD_JOBS": "2"})
+    training(outputs)
+    assert len(alive(outputs)) >= 3
+    process.kill()
+    process.wait()
+    deadline = time.time() + 20
+    while alive(outputs) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not alive(outputs)
+
+
 def test_what_a_killed_run_left_behind_is_swept_away(tmp_path):
     host = notebook.platform.node()
     dead = subprocess.Popen([sys.executable, "-c", ""])
