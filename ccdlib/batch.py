@@ -351,8 +351,8 @@ def run(grid, cores=None, gpus=None, jobs=None, slurm=False, seconds=None, poll=
 
 @contextmanager
 def _alone(grid, patience=30):
-    """Hold the lock of a profile's batches; its file descriptor. It is handed on to the engine, so that it is free only when both
-    have ended. CcdError while another batch is running."""
+    """Hold the lock of a profile's batches; its file descriptor, which the engine gets too, so that the lock is free only when
+    both have ended. CcdError while another batch is running."""
     file = Path(_lock(grid, "batch").lock_file)
     with _acquired(_lock(grid, "batch.trial")):  # says what is wrong where files cannot be locked
         pass

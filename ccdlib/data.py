@@ -72,7 +72,8 @@ class Data:
         mean, std = statistics_of(statistics) or (self.mean, self.std)
         if len(mean) != self.channels:
             raise CcdError(
-                f"statistics {statistics!r} are of {len(mean)} channels, the images of {self.name} have {self.channels}; give 'own'"
+                f"statistics {statistics!r} are of {len(mean)} channels, the images of {self.name} have {self.channels}; "
+                "give 'own'"
             )
         return replace(self, mean=mean, std=std)
 
@@ -440,7 +441,8 @@ def _check_links(path):
         for link in (Path(folder, name) for name in below):
             if link.is_symlink() and (link.resolve() in (whole, *whole.parents) or whole in link.resolve().parents):
                 raise CcdError(
-                    f"{link} is a link to {link.resolve()}, whose images are in the data already and would count again; remove it"
+                    f"{link} is a link to {link.resolve()}, whose images are in the data already and would count again; "
+                    "remove it"
                 )
 
 

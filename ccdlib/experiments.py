@@ -308,7 +308,7 @@ SPLITS = ("per seed", "fixed")
 
 
 def _subset_seed(p, seed):
-    """The seed by which training images are drawn: each seed's own or, with a fixed split as the authors have it, one for all."""
+    """The seed by which training images are drawn: each seed's own or, with a fixed split (the authors' way), one for all."""
     split = p.get("split", SPLITS[0])
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
@@ -557,8 +557,8 @@ NAMES = {
 
 
 def _own_recipe(p, method):
-    """The settings that the literature trains `method` with, where they are not those of all others."""
-    if not METHODS[method].rotates:
+    """The settings that `method` is trained with, where they are not those of all others."""
+    if not METHODS[method].rotates and f"{p['recipe']}_{method}" not in RECIPES:
         return {}
     recipe = recipe_of(p["recipe"], p["student_model"], method)
     return {key: value for key, value in recipe.items() if key != "epochs"}
@@ -599,7 +599,7 @@ def compatibility(p):
     teachers = _teachers(p)
     arms, facts, claims = {"teacher": teachers}, {}, []
     for method in _methods(p):
-        recipes = {"own": {}} | ({"matched": _matched(p)} if _own_recipe(p, method) else {})
+        recipes = {"own": {}} | ({"matched": _matched(p)} if METHODS[method].rotates else {})
         for recipe, what in recipes.items():
             name = NAMES[method] + ", matched" * (recipe == "matched")
             kinds = {"none": "none", "rotation": "rotation", "JDA": p["policy"]}

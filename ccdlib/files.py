@@ -93,7 +93,7 @@ class Images:
     def check_files(self, whole=None):
         """Raise CcdError for files that are no images, naming the first.
 
-        whole: decode each of them; False: only look at their headers, which takes ImageNet's files minutes instead of hours; None:
+        whole: decode each of them; False: only look at their headers, which takes ImageNet's files minutes, not hours; None:
         decode where they are few. What was found to be in order is not looked at again.
         """
         files = np.concatenate([self.train_files, self.test_files])

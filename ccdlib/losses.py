@@ -146,8 +146,8 @@ def at(student, teacher, labels, gamma=1000.0):
     """Attention transfer (Zagoruyko & Komodakis, ICLR 2017): CE + gamma sum_l mean_{i,x} (Q^t_l - Q^s_l)^2.
 
     Q_l is the sum over channels of the squared feature map of stage l, flattened, of length one in every row. Where the two
-    networks' maps differ in size, the features are averaged down to the smaller size before they are squared. Terms {"ce", "at"}. Errors: CcdError for
-    networks with different numbers of stages.
+    networks' maps differ in size, the features are averaged down to the smaller size before they are squared. Terms {"ce",
+    "at"}. Errors: CcdError for networks with different numbers of stages.
     """
     _same_rows(student, teacher)
     if len(student.feats) != len(teacher.feats):

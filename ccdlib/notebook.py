@@ -353,7 +353,7 @@ def run_notebook(name, profile="smoke", files=(), given=()):
 
 
 def _check_names_itself(path):
-    """Raise CcdError unless the notebook writes its results under its own name: a copy under another would train for nothing."""
+    """Raise CcdError unless the notebook writes its results under its own name: a copy under another one trains for nothing."""
     code = "\n".join(cell["source"] for cell in cells_of(path, paths.shown(path)) if cell["cell_type"] == "code")
     try:
         calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call) and node.args]

@@ -126,7 +126,7 @@ REPORTED = (*_torchdistill(), *_mdistiller())
 
 
 class Published(NamedTuple):
-    """A published accuracy (percent) of what a run trains. same_recipe: whether recipe, teacher and protocol are the source's own,
+    """A published accuracy (percent) of what a run trains. same_recipe: whether recipe, teacher and protocol are the source's,
     so that the two can be compared."""
 
     accuracy: float
@@ -134,8 +134,8 @@ class Published(NamedTuple):
 
 
 def published(config):
-    """The Published accuracy of what a RunConfig trains, from HSAKD's table (SOURCE); None where there is none: other data, views
-    or networks, settings that are not the defaults, methods that the table does not have."""
+    """The Published accuracy of what a RunConfig trains, from HSAKD's table (SOURCE); None where there is none: other data,
+    other views or networks, settings that are not the defaults, methods that the table does not have."""
     defaults = settings_of(config.method)
     if not _on_cifar100(config) or any(defaults[name] != value for name, value in config.settings.items()):
         return None

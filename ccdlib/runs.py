@@ -8,8 +8,8 @@
                          after a checksum of all this
     metrics.json         written last, the mark of a finished run: accuracies, provenance, and a checksum of every file
 
-Files appear whole or not at all, and are read only where their checksums agree. A finished run is found again, an unfinished one goes on from the last epoch it saved, and
-a damaged one is named and left alone until the caller asks for a repair.
+Files appear whole or not at all, and are read only where their checksums agree. A finished run is found again, an unfinished
+one goes on from the last epoch it saved, and a damaged one is named and left alone until the caller asks for a repair.
 """
 
 import csv
@@ -39,7 +39,7 @@ from ccdlib.registry import CcdError
 # Raised by hand when the training arithmetic changes, so that results of the old one are not taken for the new one's.
 # tests/test_train.py holds golden numbers of a short training and fails when somebody forgets.
 PROTOCOL = 2
-# What changed in which protocol, where that is not the first: only runs with such a thing get another name and are trained again.
+# What changed in which protocol, where that is not the first: runs with such a thing, and no others, are trained again.
 CHANGED_IN = {
     "model": dict.fromkeys(("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "vgg13"), 2)  # initial weights
     | dict.fromkeys(("mobilenet_v2", "shufflenet_v1", "shufflenet_v2"), 2),  # and the activations of two of them
@@ -261,8 +261,8 @@ def existing(file):
     path = Path(file).expanduser()
     if not path.is_file():
         raise CcdError(
-            f"there is no {'file' if path.exists() else 'teacher checkpoint'} {path}; give a .safetensors or .pth file, torchvision:NAME, or "
-            "teacher=RunConfig(...)"
+            f"there is no {'file' if path.exists() else 'teacher checkpoint'} {path}; give a .safetensors or .pth file, "
+            "torchvision:NAME, or teacher=RunConfig(...)"
         )
     return path
 

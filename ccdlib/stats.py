@@ -1,7 +1,7 @@
 """Statistics of paired runs: intervals of differences over seeds, and claims that are declared before results are seen.
 
 A claim is an estimand (a difference of arms, a slope over arms, or a peak inside a sweep), the values at which the claim is
-true, and the least number of seeds. Every verdict rests on t intervals over seeds that are wrong in at most 5 % of cases: "holds"
+true, and the least number of seeds. Every verdict rests on t intervals over seeds that miss in at most 5 % of cases: "holds"
 when the interval lies inside the claimed values, "does not hold" when it lies outside, "practically zero" when it lies within
 the margin that the claim declares for no effect, "inconclusive" in between, "untested" with too few seeds.
 """
@@ -99,7 +99,7 @@ def holm(ps):
 
 
 def collapsed(accuracies, chance):
-    """Which of an arm's runs collapsed: those whose accuracy lies less than half as far above `chance` as the arm's median does.
+    """Which of an arm's runs collapsed: those whose accuracy lies less than half as far above `chance` as the arm's median.
 
     Stated before any result, for all arms; accuracies and chance (100 / classes) in percent. Returns places in `accuracies`.
     """
@@ -236,8 +236,9 @@ class Claim:
     def judge(self, accuracies, chance=0.0):
         """The claim with its verdict, as a dict for results.json; accuracies {arm: [one a seed]}, paired; chance in percent.
 
-        "collapsed" names the places of collapsed runs in the arms that the claim is about. Of several numbers the one that decides the verdict stands for all, with the interval at its error ("level"); "p" is the
-        least error at which a verdict would be reached.
+        "collapsed" names the places of collapsed runs in the arms that the claim is about. Of several numbers the one that
+        decides the verdict stands for all, with the interval at its error ("level"); "p" is the least error at which a verdict
+        is reached.
         """
         self.needs(accuracies)
         alternatives = self.estimand.alternatives(accuracies)

@@ -78,7 +78,7 @@ def resnet(depth, widths=(16, 32, 64), stem=16):
 
 
 def wide_resnet(depth, widen):
-    """Zagoruyko & Komodakis 2016: norm, ReLU, conv 3, norm, ReLU, conv 3; where widths differ a 1 x 1 of the activated input."""
+    """Zagoruyko & Komodakis 2016: norm, ReLU, conv 3, norm, ReLU, conv 3; where widths differ 1 x 1 of the activated input."""
 
     def stage(width, halves):
         def run(w, x, again=False):
@@ -165,8 +165,8 @@ def shufflenet_v1(groups=3):
 
 
 def shufflenet_v2():
-    """Ma et al. 2018: half of the channels through 1 x 1, norm, ReLU, depthwise 3, norm, 1 x 1, norm, ReLU; a stage's first unit
-    gives all of them to both branches, the other one depthwise 3, norm, 1 x 1, norm, ReLU; joined and shuffled in two."""
+    """Ma et al. 2018: half of the channels through 1 x 1, norm, ReLU, depthwise 3, norm, 1 x 1, norm, ReLU; the first unit of a
+    stage gives all of them to both branches, the other one depthwise 3, norm, 1 x 1, norm, ReLU; joined and shuffled in two."""
 
     def right(w, x, half, stride):
         y = relu(w.norm(w.conv(x, half, 1)))

@@ -62,9 +62,10 @@ def interrupted(config, monkeypatch, epochs=1):
         done.append(1)
         return real(*args)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(train, "train_epoch", stops)
-        fit(config, show="none")
+        with pytest.raises(KeyboardInterrupt):
+            fit(config, show="none")
     return folder_of(config)
 
 

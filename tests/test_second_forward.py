@@ -4,6 +4,7 @@ Parameters and multiply-adds say nothing of activations, strides that cancel out
 """
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def changes(network):
     yield other("ReLU6 throughout", lambda net: [net.set_submodule(name, nn.ReLU6()) for name in relus])
     for name, module in named:
         children = list(module.named_children())
-        for (norm, a), (activation, b) in zip(children, children[1:], strict=False):
+        for (norm, a), (activation, b) in itertools.pairwise(children):
             if isinstance(a, nn.BatchNorm2d) and isinstance(b, nn.ReLU):
                 yield other(f"ReLU before the norm in {name}", swapped, name, norm, activation)
 

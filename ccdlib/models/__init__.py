@@ -315,8 +315,8 @@ def pretrained(name, file):
         ) from error
     except Exception as error:  # torch raises many kinds for a file that is no state of a network, and advises to run it
         raise CcdError(
-            f"{file} holds no weights of torchvision's {name} ({type(error).__name__}): only named tensors are read, nothing that "
-            "could run code; give another file"
+            f"{file} holds no weights of torchvision's {name} ({type(error).__name__}): only named tensors are read, nothing "
+            "that could run code; give another file"
         ) from error
 
 
