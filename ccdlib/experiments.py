@@ -578,19 +578,14 @@ def _ready_for(p, method, teachers):
     return [teacher_of_method(method, teacher, **stage) for teacher in teachers]
 
 
-def _compared(p, method, teachers, **what):
-    """The students of a compared method under its own recipe, unless `what` says otherwise."""
-    own = _own_recipe(p, method) | {"method": method}
+def _compared(p, method, teachers, own=True, **what):
+    """The students of a compared method under its own recipe or, not `own`, the one that all methods can share."""
+    fields = (_own_recipe(p, method) if own else {}) | {"method": method}
     if method == "crd":
-        own["settings"] = {"negatives": p["negatives"]}
+        fields["settings"] = {"negatives": p["negatives"]}
     if method == "dkd":
-        own |= {"settings": {"beta": p["dkd_beta"]}, "warmup": p["dkd_warmup"]}
-    return _students(p, _ready_for(p, method, teachers), **own | what)
-
-
-def _matched(p):
-    """The settings of the recipe that all methods can share."""
-    return recipe_of(p["recipe"], p["student_model"]) | _timing(p, p["student_epochs"])
+        fields |= {"settings": {"beta": p["dkd_beta"]}, "warmup": p["dkd_warmup"]}
+    return _students(p, _ready_for(p, method, teachers), **fields | what)
 
 
 @EXPERIMENTS.add("05_compatibility")
@@ -599,17 +594,17 @@ def compatibility(p):
     teachers = _teachers(p)
     arms, facts, claims = {"teacher": teachers}, {}, []
     for method in _methods(p):
-        recipes = {"own": {}} | ({"matched": _matched(p)} if METHODS[method].rotates else {})
-        for recipe, what in recipes.items():
-            name = NAMES[method] + ", matched" * (recipe == "matched")
+        recipes = (True, False) if METHODS[method].rotates else (True,)
+        for own in recipes:
+            name = NAMES[method] + ", matched" * (not own)
             kinds = {"none": "none", "rotation": "rotation", "JDA": p["policy"]}
             if METHODS[method].rotates:
                 del kinds["rotation"]  # it turns every view itself
             for kind, views in kinds.items():
                 arm = name + f" + {kind}" * (kind != "none")
-                arms[arm] = _compared(p, method, teachers, views=views, **what)
+                arms[arm] = _compared(p, method, teachers, own, views=views)
                 facts[arm] = {"method": name, "views": kind} | ({} if kind == "none" else {"baseline": name})
-            how = "under the matched recipe" if recipe == "matched" else "under its own recipe"
+            how = "under its own recipe" if own else "under the matched recipe"
             how = how if len(recipes) > 1 else "under the common recipe"
             claims.append(more("(e)", f"{NAMES[method]} gains from JDA, {how}", f"{name} + JDA", name, **_needs(p)))
     return Experiment(arms, tuple(claims), facts)
@@ -649,7 +644,7 @@ def cosine_confidence(p):
         "HSAKD*": ("hsakd", jointly),
     }.items():
         arms[name] = _compared(p, method, taught)
-        arms[f"{name}, matched"] = _compared(p, method, taught, **_matched(p))
+        arms[f"{name}, matched"] = _compared(p, method, taught, own=False)
     return Experiment(arms, tuple(_ccd_claims(p)))
 
 
@@ -672,7 +667,7 @@ def _ccd_claims(p):
         "the spread of the weights helps at an unchanged size: CCD with weights of mean 1 is more accurate than KD + JDA",
         "CCD, normalised",
         "KD + JDA",
-        **_least(p),
+        **_needs(p),
     )
 
 

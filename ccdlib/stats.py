@@ -99,12 +99,13 @@ def holm(ps):
 
 
 def collapsed(accuracies, chance):
-    """Which of an arm's runs collapsed: those whose accuracy lies less than half as far above `chance` as the arm's median.
+    """Which of an arm's runs collapsed: those whose accuracy lies less than half as far above `chance` as the arm's median,
+    where that lies at least ten points above it.
 
     Stated before any result, for all arms; accuracies and chance (100 / classes) in percent. Returns places in `accuracies`.
     """
     usual = median(accuracies) - chance
-    return [k for k, accuracy in enumerate(accuracies) if usual > 0 and accuracy - chance < usual / 2]
+    return [k for k, accuracy in enumerate(accuracies) if usual >= 10 and accuracy - chance < usual / 2]
 
 
 def collapsed_seeds(runs):

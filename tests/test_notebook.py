@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import nbformat
 import pytest
 import yaml
 from click.testing import CliRunner
 
-from ccdlib import cli, notebook, paths, stats
+from ccdlib import cli, notebook, paths, plots, stats
 from ccdlib.config import RECIPES, RunConfig, teacher_of_method
 from ccdlib.experiments import Experiment
 from ccdlib.methods import METHODS, settings_of
@@ -297,6 +298,31 @@ def test_tables_need_their_baselines_and_paired_arms(small):
             run.table(results, baseline)
     with pytest.raises(CcdError, match="the arms are not paired"):
         run.table({"a": results["a"], "b": results["b"][::-1]}, baseline="a")
+
+
+def test_a_run_that_collapsed_is_named_wherever_a_mean_is_shown(small, capsys):
+    results = small_results()
+    accuracies = {"a": [80.0, 81.0, 79.0, 80.0], "b": [90.0, 91.0, 12.0, 89.0]}
+    fallen = {
+        arm: [replace(run, accuracy=reached) for run, reached in zip(runs * 2, accuracies[arm], strict=True)]
+        for arm, runs in results.items()
+    }
+    for runs in fallen.values():
+        runs[2:] = [replace(run, config=run.config.but(seed=2 + k)) for k, run in enumerate(runs[2:])]
+    run = planned(Run("99_small"), fallen)
+    shown = run.table(fallen, baseline="a")
+    assert shown.loc["b", "collapsed"] == "seed 2 collapsed"
+    assert shown.loc["a", "collapsed"] == ""
+    assert [row["collapsed"] for row in run.rows] == [[], [2]]
+    run.judge(fallen)
+    assert run.claims[0]["collapsed"] == {"b": [2]}
+    assert "; b: seed 2 collapsed" in capsys.readouterr().out
+    assert "collapsed" not in run.table(results, baseline="a").columns
+    rows = Experiment(run.plan.arms, (), {"b": {"baseline": "a"}}).rows(fallen)
+    assert [row["collapsed"] for row in rows] == [False, False, True, False]
+    for figure in (plots.accuracies(fallen), plots.gains(fallen, {"": {"b": ("b", "a")}})):
+        assert "b\n(seed 2 collapsed)" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        plots.plt.close(figure)
 
 
 def test_run_keeps_checks_claims_and_tables(small, outputs, capsys):

@@ -289,6 +289,7 @@ def test_a_run_collapsed_when_it_is_less_than_half_as_far_above_chance_as_the_me
     assert stats.collapsed([90.0, 91.0, 49.4, 89.0, 92.0], chance=10.0) == [2]
     assert stats.collapsed([68.0, 58.0, 71.0], chance=10.0) == []  # an arm that is low as a whole has no run apart
     assert stats.collapsed([10.0, 10.0, 9.0], chance=10.0) == []  # nor has one that learned nothing
+    assert stats.collapsed([13.0, 12.0, 10.5], chance=10.0) == []  # or next to nothing
 
 
 def test_brief():
