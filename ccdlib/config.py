@@ -29,7 +29,7 @@ HSAKD_SMALL = {"lr": 0.025, "weight_decay": 5e-4, "batch": 13}
 SSKD_HEADS = {"milestones": (0.5, 0.75)}  # 30 and 45 of 60 epochs
 HSAKD_HEADS = {"milestones": (0.3, 0.6, 0.9)}  # 30, 60 and 90 of 100 epochs
 PLAIN = {"nesterov": False}  # as SSKD's own code has it
-SMALL = {"lr": 0.05, "weight_decay": 5e-4, "batch": 25, "epochs": 30, "clip": 3.0}
+SMALL = {"lr": 0.05, "weight_decay": 5e-4, "batch": 25, "epochs": 30, "clip": 10.0}
 CIFAR10 = {"milestones": (91 / 182, 136 / 182), "statistics": "cifar100"}
 
 # Families of settings: FAMILY for students, FAMILY_teacher for their teachers, FAMILY_METHOD where a method has settings of its
