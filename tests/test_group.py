@@ -214,7 +214,7 @@ def test_a_gradient_is_cut_to_the_norm_that_is_asked_for():
 
 
 def test_a_run_of_two_processes_is_found_and_a_lost_process_costs_nothing(outputs, monkeypatch):
-    config = RunConfig(**dict(CCD) | {"epochs": 30, "processes": 2})
+    config = RunConfig(**dict(CCD) | {"epochs": 80, "processes": 2})
     monkeypatch.setenv("CCD_OUTPUTS", str(outputs / "whole"))
     whole = fit(config, show="none")
     assert fit(config.but(processes=1), show="none").metrics == whole.metrics

@@ -206,7 +206,7 @@ def test_recipes_are_the_papers():
     assert RECIPES["paper_teacher"]["weight_decay"] == 5e-4
     for name in RECIPES:  # of networks trained alone and jointly, and of SSKD's own code
         wanted = not name.startswith(("imagenet", "small_sskd", "paper_sskd"))
-        assert RunConfig(**RECIPES[name]).nesterov == wanted, name
+        assert RunConfig(**RECIPES[name] | {"settings": {}}).nesterov == wanted, name
     assert RECIPES["hsakd_teacher"] == {"lr": 0.05, "weight_decay": 5e-4, "batch": 64, "epochs": 240}
     assert RECIPES["hsakd_light"] == RECIPES["hsakd"] | {"lr": 0.01}
     cifar10 = RunConfig(**RECIPES["cifar10"])
