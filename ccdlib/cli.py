@@ -326,7 +326,7 @@ def verdicts():
 def main(arguments=None):
     """Run `ccd`: errors end with one readable message and an exit status (see `ccd --help`), and `--debug` raises them."""
     if arguments is None:  # a process of its own, which ends on TERM as it does on Control-C
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         cli.main(arguments, prog_name="ccd", standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):

@@ -161,7 +161,9 @@ def _number(config):
             return KD.get(pair) if whole else FEW_SHOT.get(pair, {}).get(config.n_train)
         return PAIRS.get(pair, {}).get(config.method) if whole else None
     joint = taught.method == "hsakd_teacher" and taught.teacher is None
-    if not whole or not (joint or (taught.method == needed and _number(taught.teacher) is not None)):
+    if not whole or not (
+        joint or (taught.method == needed and _on_cifar100(taught.teacher) and _number(taught.teacher) is not None)
+    ):
         return None
     return PAIRS.get(pair, {}).get(config.method + "*" * joint)
 

@@ -77,12 +77,12 @@ def in_training(root, since=0.0):
 
 
 def processes(root, *words):
-    """The process numbers of those that work for a checkout and whose command line has all of the words."""
+    """The process numbers of those that work for a checkout (None: any) and whose command line has all of the words."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = file.read_bytes().decode(errors="replace").replace("\0", " ")
-            ours = f"CCD_ROOT={root}".encode() in file.with_name("environ").read_bytes().split(b"\0")
+            ours = root is None or f"CCD_ROOT={root}".encode() in file.with_name("environ").read_bytes().split(b"\0")
         except OSError:
             continue  # it has just ended
         if ours and all(word in command for word in words):

@@ -228,7 +228,7 @@ def test_a_run_of_two_processes_is_found_and_a_lost_process_costs_nothing(output
         assert time.time() < deadline
         assert begun.poll() is None
         time.sleep(0.02)
-    workers = [pid for pid in processes("-m ccdlib fit", "runs.json") if "torch.distributed.run" not in command(pid)]
+    workers = [pid for pid in processes(None, "-m ccdlib fit", "runs.json") if "torch.distributed.run" not in command(pid)]
     os.kill(workers[-1], signal.SIGKILL)
     said = begun.communicate(timeout=200)[0]
     assert begun.returncode == 0
