@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from ccdlib.config import RunConfig
 from ccdlib.experiments import expected_seconds, experiment, grouped
 from ccdlib.notebook import alive, asked_for, gpu_hours, present, run_notebook
 from ccdlib.reading import cells_of, check_name
-from ccdlib.registry import CcdError, unknown
+from ccdlib.registry import GOES_ON, CcdError, unknown
 from ccdlib.runs import best_device, file_lock, write_whole
 from ccdlib.runs import cores as every_core
 from ccdlib.runs import gpus as every_gpu
@@ -338,7 +339,8 @@ def run(grid, cores=None, gpus=None, jobs=None, slurm=False, seconds=None, poll=
         return True
     with _alone(grid) as lock, open(grid.folder / "engine.log", "ab") as log:
         watch = Watch(grid, missing, seconds or {}, say)
-        with _guarded(_engine(grid, cores, gpus, jobs, slurm), lock, stdout=log, stderr=log, cwd=grid.folder) as engine:
+        command, cancelling = _engine(grid, cores, gpus, jobs, slurm), CANCELLING * slurm
+        with _guarded(command, lock, cancelling, stdout=log, stderr=log, cwd=grid.folder) as engine:
             while engine.poll() is None:
                 time.sleep(poll)
                 watch.look()
@@ -364,49 +366,57 @@ def _alone(grid, patience=30):
                 break
             except BlockingIOError:
                 lock.seek(0)
-                owner = lock.read().strip()
+                owner, _, machine = lock.read().strip().partition(" on ")
+                here = machine == platform.node()
                 # One that was killed: its guard is ending what it left behind.
-                if owner and not alive(int(owner)) and time.monotonic() < deadline:
+                if here and not alive(int(owner)) and time.monotonic() < deadline:
                     time.sleep(0.2)
                     continue
-                who = f" (process {owner}; `kill {owner}` stops it)" * bool(owner)
+                who = f" (process {owner}{'' if here else f' on {machine}'}; `kill {owner}` stops it)" * bool(owner)
                 raise CcdError(
                     f"a batch of {grid.profile} is running already{who}; its log is {grid.folder / 'engine.log'}"
                 ) from None
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} on {platform.node()}")
         lock.flush()
         yield lock.fileno()
 
 
 # The guard of a process group: it waits until the process that started it closes the pipe, or ends, however it does, and then
-# ends the group, with a word first.
+# ends the group: where there is time for it, the first process is interrupted, so that it can cancel jobs on other machines;
+# then all get a word, and at last none.
 GUARD = """
 import os, signal, sys, time
-group, grace = int(sys.argv[1]), float(sys.argv[2])
-sys.stdin.read()
-try:
-    os.killpg(group, signal.SIGTERM)
-    deadline = time.monotonic() + grace
+group, cancelling, grace = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+def waited(seconds):
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         os.killpg(group, 0)
         time.sleep(0.05)
+sys.stdin.read()
+try:
+    if cancelling:
+        os.kill(group, signal.SIGINT)
+        waited(cancelling)
+    os.killpg(group, signal.SIGTERM)
+    waited(grace)
     os.killpg(group, signal.SIGKILL)
 except OSError:
     pass  # there is nobody left
 """
 GRACE = 10  # seconds that an engine and its jobs have to end
+CANCELLING = 60  # seconds that an engine has, before that, to cancel what it submitted to a cluster
 
 
 @contextmanager
-def _guarded(command, lock, **options):
+def _guarded(command, lock, cancelling=0, **options):
     """The process of `command`, which ends, with all that it started, when the context or this process does.
 
-    lock: a file descriptor that stays open for as long.
+    lock: a file descriptor that stays open for as long. cancelling: seconds that it has to cancel jobs on other machines.
     """
     read, write = os.pipe()
     engine = subprocess.Popen(command, process_group=0, pass_fds=(lock,), **options)
-    waits = [sys.executable, "-c", GUARD, str(engine.pid), str(GRACE)]
+    waits = [sys.executable, "-c", GUARD, str(engine.pid), str(cancelling), str(GRACE)]
     nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     guard = subprocess.Popen(waits, stdin=read, process_group=0, pass_fds=(lock,), **nowhere)
     os.close(read)
@@ -437,7 +447,6 @@ def _engine(grid, cores=None, gpus=None, jobs=None, slurm=False):
     ]
 
 
-GOES_ON = "The same command goes on from here; what is finished is kept."
 FEW = 10  # jobs that are named one by one
 
 

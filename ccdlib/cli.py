@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ccdlib.registry import CcdError
+from ccdlib.registry import GOES_ON, CcdError
 
 
 @click.group(
@@ -208,8 +208,8 @@ def methods():
 
 
 @cli.command(short_help="All backbones, with their sizes.", epilog="Example: ccd models --classes 10")
-@click.option("--classes", type=click.IntRange(2), default=100, show_default=True, help="Width of the logits.")
-@click.option("--side", type=click.IntRange(32), default=32, show_default=True, help="Pixels of an image.")
+@click.option("--classes", type=click.IntRange(2, 1_000_000), default=100, show_default=True, help="Width of the logits.")
+@click.option("--side", type=click.IntRange(32, 4096), default=32, show_default=True, help="Pixels of an image.")
 def models(classes, side):
     """List the backbones: parameters, and multiply-adds of one image."""
     from ccdlib.measure import model_size
@@ -247,7 +247,7 @@ def published(teacher, student):
     short_help="All data sets, or what is in one.",
     epilog="Examples: ccd data   ccd data digits   ccd data imagenet:/data/imagenet",
 )
-@click.option("--side", type=click.IntRange(8), default=32, show_default=True, help="Pixels, for data that is resized.")
+@click.option("--side", type=click.IntRange(8, 4096), default=32, show_default=True, help="Pixels, for data that is resized.")
 @click.argument("name", required=False)
 def data(name, side):
     """List the data sets; or load NAME, which finds what is wrong with it, and say what is in it."""
@@ -323,6 +323,9 @@ def verdicts():
         click.echo(paths.shown(path))
 
 
+TRAINING = {"run", "batch", "fit", "refresh", "job"}  # commands that keep what they have trained
+
+
 def main(arguments=None):
     """Run `ccd`: errors end with one readable message and an exit status (see `ccd --help`), and `--debug` raises them."""
     if arguments is None:  # a process of its own, which ends on TERM as it does on Control-C
@@ -330,7 +333,8 @@ def main(arguments=None):
     try:
         cli.main(arguments, prog_name="ccd", standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        click.echo("interrupted. The same command goes on from here; what is finished is kept.", err=True)
+        trains = TRAINING & {*(sys.argv[1:] if arguments is None else arguments)}
+        click.echo(f"interrupted. {GOES_ON}" if trains else "interrupted.", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()

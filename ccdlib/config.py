@@ -41,9 +41,9 @@ RECIPES |= {
     "small_at": SMALL | {"settings": {"gamma": 250.0}},
     "small_fitnet": SMALL | {"settings": {"gamma": 10.0}},
     "small_teacher": {"lr": 0.05, "weight_decay": 5e-4, "batch": 25, "epochs": 50},
-    "small_sskd": HSAKD_SMALL | PLAIN | {"epochs": 30},
+    "small_sskd": HSAKD_SMALL | PLAIN | {"epochs": 30, "clip": SMALL["clip"]},
     "small_sskd_teacher": HSAKD_SMALL | PLAIN | SSKD_HEADS | {"epochs": 12},
-    "small_hsakd": HSAKD_SMALL | {"epochs": 30},
+    "small_hsakd": HSAKD_SMALL | {"epochs": 30, "clip": SMALL["clip"]},
     "small_hsakd_teacher": HSAKD_SMALL | HSAKD_HEADS | {"epochs": 20},
     "paper": {"lr": 0.1, "weight_decay": 1e-4, "batch": 128, "epochs": 240},
     "paper_teacher": {"lr": 0.1, "weight_decay": 5e-4, "batch": 128, "epochs": 240},
@@ -56,11 +56,7 @@ RECIPES |= {
     "hsakd": HSAKD | {"epochs": 240},
     "hsakd_light": HSAKD_LIGHT | {"epochs": 240},
     "hsakd_teacher": HSAKD | {"epochs": 240},
-    "hsakd_sskd": HSAKD | {"epochs": 240},
-    "hsakd_sskd_light": HSAKD_LIGHT | {"epochs": 240},
     "hsakd_sskd_teacher": HSAKD | SSKD_HEADS | {"epochs": 60},
-    "hsakd_hsakd": HSAKD | {"epochs": 240},
-    "hsakd_hsakd_light": HSAKD_LIGHT | {"epochs": 240},
     "hsakd_hsakd_teacher": HSAKD | HSAKD_HEADS | {"epochs": 100},
     # 768 images are 1,536 inputs, over two accumulation steps; and the same in the small.
     "imagenet": IMAGENET | {"lr": 0.1, "weight_decay": 1e-4, "batch": 768, "epochs": 200},
@@ -72,6 +68,10 @@ RECIPES |= {
     "cifar10_teacher": CIFAR10 | {"lr": 0.1, "weight_decay": 1e-4, "batch": 64, "epochs": 182},
 }
 
+# HSAKD's table has one recipe for all methods.
+RECIPES |= {f"hsakd_{method}{size}": RECIPES[f"hsakd{size}"] for method in ("sskd", "hsakd") for size in ("", "_light")}
+FAMILIES = ("small", "paper", "hsakd", "imagenet", "imagenet_small", "cifar10")
+
 LIGHT = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")  # networks whose own learning rate is lower
 
 
@@ -80,6 +80,8 @@ def recipe_of(family, model, method=""):
 
     Errors: CcdError for a family that there is not, or that has none for that method.
     """
+    if family not in FAMILIES:
+        raise unknown("recipe", family, FAMILIES)
     name = f"{family}_{method}" if method else family
     return RECIPES[f"{name}_light" if model in LIGHT and f"{name}_light" in RECIPES else name]
 

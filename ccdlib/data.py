@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -418,6 +417,7 @@ def class_folders(path, what):
     """torchvision's ImageFolders of path/train and path/val; CcdError where they are none. what: the data, for the message."""
     from ccdlib.vision import torchvision
 
+    _check_links(path)
     found = []
     for part in ("train", "val"):
         try:
@@ -430,20 +430,20 @@ def class_folders(path, what):
     train, val = found
     if train.classes != val.classes:
         raise CcdError(f"{path}: train/ has the classes {train.classes}, val/ has {val.classes}; they must be the same")
-    _check_links(path)
     return found
 
 
 def _check_links(path):
-    """Raise CcdError for a link to a folder that leads back into the data: its images would count again, as another class."""
-    whole = path.resolve()
-    for folder, below, _ in chain(os.walk(whole / "train"), os.walk(whole / "val")):
-        for link in (Path(folder, name) for name in below):
-            if link.is_symlink() and (link.resolve() in (whole, *whole.parents) or whole in link.resolve().parents):
+    """Raise CcdError where links make a folder count twice, as a class within itself or in another: its images would, too."""
+    seen = {}
+    for part in ("train", "val"):
+        for folder, _, _ in os.walk(path / part, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen:
                 raise CcdError(
-                    f"{link} is a link to {link.resolve()}, whose images are in the data already and would count again; "
-                    "remove it"
+                    f"{folder} and {seen[real]} are one folder, by a link, and its images would count twice; remove the link"
                 )
+            seen[real] = folder
 
 
 def read_rgb(file):

@@ -41,6 +41,7 @@ from ccdlib.train import check, fit, fit_cohort, folder_of, pace, steps_an_epoch
 
 EXPERIMENTS = Registry("experiment")  # notebook stem -> function of its parameters
 MOST_SEEDS = 1000
+MOST_STEPS = 1000  # that are timed
 
 
 @dataclass(frozen=True)
@@ -275,8 +276,7 @@ def _timing(p, epochs):
 def _teachers(p, /, **what):
     """The teacher of every seed, with plain cross entropy unless `what` says more."""
     base = {"data": p["data"], "n_train": p["n_teacher"] or None, "model": p["teacher_model"]}
-    recipe = RECIPES[p["recipe"]] and RECIPES[f"{p['recipe']}_teacher"]  # the name that was given is the one to complain about
-    base |= recipe | _timing(p, p["teacher_epochs"]) | what
+    base |= recipe_of(p["recipe"], p["teacher_model"], "teacher") | _timing(p, p["teacher_epochs"]) | what
     return [RunConfig(**base, seed=s, subset_seed=_subset_seed(p, s)) for s in range(p["seeds"])]
 
 
@@ -435,7 +435,7 @@ def proportion(p):
     teachers, n = _teachers(p), _images(p)
     policy = policy_named(p["policy"])
     changing = len(policy.effective(sizes_of(p["data"]).channels))
-    batch = RECIPES[p["recipe"]]["batch"]
+    batch = recipe_of(p["recipe"], p["student_model"])["batch"]
     target = p["student_epochs"] * steps_an_epoch(n, batch)
     arms, facts = {"teacher": teachers}, {}
 
@@ -495,7 +495,7 @@ def few_shot(p):
     amount is trained for as many steps as the largest is, to a whole epoch.
     """
     teachers, amounts = _teachers(p), few_shot_amounts(p)
-    batch = RECIPES[p["recipe"]]["batch"]
+    batch = recipe_of(p["recipe"], p["student_model"])["batch"]
     target, every = p["student_epochs"] * steps_an_epoch(amounts[-1], batch), sizes_of(p["data"]).images
     arms, facts = {"teacher": teachers}, {}
     for schedule in (EPOCHS, STEPS):
@@ -623,11 +623,18 @@ def _methods(p):
 CONTROLS = ("constant", "shuffled", "normalised", "probabilities", "centred")
 
 
+def check_timed(steps):
+    """Raise CcdError for a number of training steps that cannot be timed."""
+    if not 1 <= steps <= MOST_STEPS:
+        raise CcdError(f"timed steps = {steps}: allowed are 1 to {MOST_STEPS}, of which the median is taken")
+
+
 @EXPERIMENTS.add("06_ccd")
 def cosine_confidence(p):
     """CCD against KD + JDA, its own controls, SSKD, HSAKD and HSAKD*."""
+    check_timed(p["timed_steps"])
     teachers = _teachers(p)
-    recipe = RECIPES[f"{p['recipe']}_hsakd"] | _timing(p, p["teacher_epochs"])
+    recipe = recipe_of(p["recipe"], p["teacher_model"], "hsakd") | _timing(p, p["teacher_epochs"])
     jointly = _teachers(p, method="hsakd_teacher", **recipe)
     arms = {
         "teacher": teachers,

@@ -94,20 +94,33 @@ class Images:
         """Raise CcdError for files that are no images, naming the first.
 
         whole: decode each of them; False: only look at their headers, which takes ImageNet's files minutes, not hours; None:
-        decode where they are few. What was found to be in order is not looked at again.
+        decode where they are few. Files that were found to be in order are not looked at again until they change. On a terminal
+        a bar shows how far it is.
         """
+        from tqdm import tqdm
+
         files = np.concatenate([self.train_files, self.test_files])
         whole = len(files) <= DECODED if whole is None else whole
-        marks = [_kept(f"{self.fingerprint} {how}") for how in ("headers", "decoded")]
+        facts = self._state(files)
+        marks = [_kept(f"{facts} {how}") for how in ("headers", "decoded")]
         if marks[1].exists() or (marks[0].exists() and not whole):
             return
         look = self.read if whole else self._look
         with ThreadPoolExecutor(cores()) as pool:
-            broken = [error for error in pool.map(lambda file: _mistake(look, file), files) if error]
+            looked = pool.map(lambda file: _mistake(look, file), files)
+            shown = tqdm(looked, f"looking at {self.name}", len(files), unit="file", leave=False, disable=None)
+            broken = [error for error in shown if error]
         if broken:
             raise CcdError(f"{len(broken)} of {len(files)} files are no images that can be read. The first: {broken[0]}")
         with suppress(CcdError):  # a full disk, say: then they are looked at again
             write_whole(marks[whole], "")
+
+    def _state(self, files):
+        """A text that is another one when one of these files is: where they are, and when they changed. For many files, which it
+        takes minutes to ask on the disk of a network, the times are those of their folders."""
+        asked = sorted(files) if len(files) <= DECODED else sorted({os.path.dirname(file) for file in files})
+        times = [(self.root / place).stat().st_mtime_ns for place in asked if (self.root / place).exists()]
+        return str((str(self.root.resolve()), sorted(files), times))
 
     def _look(self, file):
         with Image.open(self.root / file):

@@ -11,15 +11,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccdlib.config import RECIPES, RunConfig, recipe_of, teacher_of_method
-from ccdlib.data import Sizes, load_data, sizes_of
-from ccdlib.experiments import NAMES
+from ccdlib.data import Sizes, sizes_of
+from ccdlib.experiments import NAMES, check_timed
 from ccdlib.losses import confidence
 from ccdlib.methods import METHODS, TURNS, Given
 from ccdlib.models import MODELS
 from ccdlib.paper import PAIRS
 from ccdlib.runs import best_device, hardware
 from ccdlib.streams import stream
-from ccdlib.train import EpochViews, predict, prepare, untrained
+from ccdlib.train import data_of, epoch_views, predict, prepare, untrained
 
 BINS = 15
 
@@ -196,14 +196,17 @@ def step_cost(config, steps=30, device=None):
 
     device: "cpu" or "cuda"; the GPU where there is one when it is None.
 
+    Errors: CcdError for other than 1 to 1000 steps.
+
     Returns a dict: "seconds" (median of `steps` steps), "peak_bytes" (largest memory in use during a step, above what is there
     between steps; with a GPU, of the GPU), "training_macs" (counted while a step ran, losses and all), "inputs", "hardware".
     """
+    check_timed(steps)
     device = torch.device(device) if device else best_device()
-    data = load_data(config.data, side=config.side, n_train=config.n_train, seed=config.subset_seed).to(device)
+    data = data_of(config).to(device)
     (trainee,) = prepare([config], data, device, untrained(config, data))
     trainee.begin(epoch=0)
-    batch = EpochViews(config, data, 0).batch(torch.arange(min(config.batch, len(data.train_labels))))
+    batch = epoch_views(config, data, 0).batch(torch.arange(min(config.batch, len(data.train_labels))))
     trainee.step(batch)
     times = []
     for _ in range(steps):
@@ -287,8 +290,8 @@ def cost_table(configs, sizes=None, side=None, steps=0):
     rows = []
     for name, config in configs.items():
         if sizes is None:
-            data = load_data(config.data, side=config.side, n_train=config.n_train)
-            where = Sizes(data.classes, data.channels, len(data.train_labels)), data.train_images.shape[-1]
+            data = data_of(config)
+            where = Sizes(data.classes, data.channels, len(data.train_labels)), data.shape[-1]
         else:
             where = sizes, side
         pair = {"name": name, "pair": f"{config.teacher.model} to {config.model}"}

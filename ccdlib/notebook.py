@@ -151,6 +151,7 @@ class Run:
         notebook = find(stem)
         self.parameters = profile_parameters(notebook, profile)
         if scope is not None:
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a kernel that is interrupted would show its tasks
             self.parameters = {name: scope[name] for name in self.parameters}
         self.profile = label(notebook, profile, self.parameters)
         self.folder = paths.outputs() / self.profile / stem
@@ -354,9 +355,9 @@ def run_notebook(name, profile="smoke", files=(), given=()):
 
 def _check_names_itself(path):
     """Raise CcdError unless the notebook writes its results under its own name: a copy under another one trains for nothing."""
-    code = "\n".join(cell["source"] for cell in cells_of(path, paths.shown(path)) if cell["cell_type"] == "code")
+    code = [cell["source"] for cell in cells_of(path, paths.shown(path)) if cell["cell_type"] == "code"]
     try:
-        calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call) and node.args]
+        calls = [node for node in ast.walk(_python("\n".join(code))) if isinstance(node, ast.Call) and node.args]
     except SyntaxError as error:
         raise CcdError(f"{paths.shown(path)}: a cell is no Python: {error}") from error
     names = [call.args[0].value for call in calls if _is_run(call.func) and isinstance(call.args[0], ast.Constant)]
@@ -366,6 +367,16 @@ def _check_names_itself(path):
             f"{paths.shown(path)} {said}, and its results would not be found; its first lines must say "
             f'run = ccdlib.Run("{path.stem}", profile, globals())'
         )
+
+
+def _python(code):
+    """The syntax tree of the code of notebook cells, which may have magics such as %timeit and shell commands."""
+    try:
+        return ast.parse(code)
+    except SyntaxError:
+        from IPython.core.inputtransformer2 import TransformerManager  # takes a second to import
+
+        return ast.parse(TransformerManager().transform_cell(code))
 
 
 def _is_run(function):

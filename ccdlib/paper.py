@@ -170,6 +170,7 @@ def _number(config):
 
 # What makes no other protocol.
 FREE = {"seed", "draws", "subset_seed", "eval_every", "device", "processes", "teacher"}
+FREE |= {"data", "n_train", "model", "method", "settings"}  # what a number is looked up by
 
 
 def _trained_as_there(config):
@@ -177,7 +178,7 @@ def _trained_as_there(config):
     role = "teacher" if config.model in TEACHERS else ""
     if METHODS[config.method].rotates:
         role = "teacher" if config.method == "hsakd_teacher" and config.teacher is None else config.method
-    kept = {name: getattr(config, name) for name in ("data", "n_train", "model", "method", "settings", "teacher")}
-    wanted = RunConfig(**kept | recipe_of("hsakd", config.model, role))
-    same = all(getattr(config, name) == getattr(wanted, name) for name in RunConfig.model_fields if name not in FREE)
+    wanted = {name: field.default for name, field in RunConfig.model_fields.items() if name not in FREE}
+    wanted |= recipe_of("hsakd", config.model, role)
+    same = all(getattr(config, name) == value for name, value in wanted.items())
     return same and (config.teacher is None or _trained_as_there(config.teacher))

@@ -25,7 +25,8 @@ class _Strict(yaml.SafeLoader):
     """YAML in which a key that stands twice, or is no word, is an error; YAML itself silently takes the last one."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"  # `<<`, which stands for the keys of another mapping
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
         for key in keys:
             if not isinstance(key, str):
                 raise CcdError(f"the key {key!r} is of type {type(key).__name__}; keys must be words, so put it in quotes")
@@ -34,19 +35,21 @@ class _Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# At once and whole, so that what contains itself is an error.
 _Strict.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True))
+_Strict.add_constructor("tag:yaml.org,2002:seq", lambda loader, node: loader.construct_sequence(node, deep=True))
 
 
 def value_of(text, where, advice="write one `name: value` a line"):
     """What YAML (or JSON) `text` says; where: its place, for messages. Errors: CcdError."""
     try:
-        value = yaml.load(text, _Strict)
-        json.dumps(value, default=str)  # finds what contains itself
-        return value
+        return yaml.load(text, _Strict)
     except CcdError as error:
         raise CcdError(f"{where}: {error}") from None
-    except (RecursionError, ValueError):
-        raise CcdError(f"{where} contains itself, or is nested too deeply; write it out") from None
+    except RecursionError:
+        raise CcdError(f"{where} is nested too deeply; write it out") from None
+    except ValueError as error:  # a date that is none, a number of thousands of digits
+        raise CcdError(f"{where} has a value that cannot be read ({error}); write another one, or put it in quotes") from None
     except yaml.YAMLError as error:
         raise CcdError(f"{where} cannot be read as YAML ({error}); {advice}") from error
 

@@ -2,6 +2,8 @@
 
 from difflib import get_close_matches
 
+GOES_ON = "The same command goes on from here; what is finished is kept."  # said where a training was stopped
+
 
 class CcdError(ValueError):
     """A mistake of the caller that can be put right; the text says what was given, what is allowed and what to do."""

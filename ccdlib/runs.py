@@ -46,6 +46,7 @@ CHANGED_IN = {
     "method": dict.fromkeys(("at", "kd_std", "sskd"), 2),
     "views": {"trivialaugment": 2},  # shears at levels 3 and 6
     "recipe": dict.fromkeys(("small", "imagenet_small"), 2),
+    "answers": dict.fromkeys(("mobilenet_v2", "shufflenet_v1"), 2),  # what a network says with weights from a file
 }
 
 LATER = ("jda", "accumulate", "clip", "nesterov", "warmup")
@@ -244,6 +245,8 @@ def identity(config, data_facts, precision):
         named = config.teacher.file.startswith("torchvision:")
         what = {"weights": config.teacher.file} if named else {"sha256": sha256(existing(config.teacher.file))}
         facts["teacher"] = {"model": config.teacher.model} | what
+        changed = CHANGED_IN["answers"].get(config.teacher.model)
+        facts["teacher"] |= {"protocol": changed} if changed else {}
         if config.teacher.heads:
             facts["teacher"] |= {"method": config.teacher.method, "heads": sha256(existing(config.teacher.heads))}
     elif config.teacher is not None:

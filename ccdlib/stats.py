@@ -9,7 +9,7 @@ the margin that the claim declares for no effect, "inconclusive" in between, "un
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 from ccdlib.registry import CcdError, unknown
@@ -89,23 +89,15 @@ def p_below(values, bound):
     return p_above([-value for value in values], -bound)
 
 
-def holm(ps):
-    """Holm's adjusted p values (Holm 1979): the chance of any false one among those below a level is at most that level."""
-    adjusted, least = [0.0] * len(ps), 0.0
-    for rank, k in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        least = max(least, min(1.0, (len(ps) - rank) * ps[k]))
-        adjusted[k] = least
-    return adjusted
-
-
 def collapsed(accuracies, chance):
-    """Which of an arm's runs collapsed: those whose accuracy lies less than half as far above `chance` as the arm's median,
-    where that lies at least ten points above it.
+    """Which of an arm's runs collapsed: those whose accuracy lies less than half as far above `chance` as that of the arm's best
+    run, where that lies at least ten points above it.
 
-    Stated before any result, for all arms; accuracies and chance (100 / classes) in percent. Returns places in `accuracies`.
+    One rule for all arms, which also names the runs of an arm of which most collapsed. accuracies and chance (100 / classes) are
+    in percent. Returns places in `accuracies`.
     """
-    usual = median(accuracies) - chance
-    return [k for k, accuracy in enumerate(accuracies) if usual >= 10 and accuracy - chance < usual / 2]
+    best = max(accuracies) - chance
+    return [k for k, accuracy in enumerate(accuracies) if best >= 10 and accuracy - chance < best / 2]
 
 
 def collapsed_seeds(runs):
@@ -202,6 +194,11 @@ class Claim:
             )
         if self.margin is not None:
             _positive(self.margin)
+            if self._peak:
+                raise CcdError(
+                    f"claim {self.statement!r}: margin = {self.margin:g} for a peak, which has no one effect that could be "
+                    "practically zero; leave it out"
+                )
 
     @property
     def true_where(self):
@@ -238,12 +235,12 @@ class Claim:
         """The claim with its verdict, as a dict for results.json; accuracies {arm: [one a seed]}, paired; chance in percent.
 
         "collapsed" names the places of collapsed runs in the arms that the claim is about. Of several numbers the one that
-        decides the verdict stands for all, with the interval at its error ("level"); "p" is the least error at which a verdict
-        is reached.
+        decides the verdict stands for all, with the interval at its error ("level"); "ps" has the least error at which each
+        verdict is reached.
         """
         self.needs(accuracies)
         alternatives = self.estimand.alternatives(accuracies)
-        verdict, p, inside, part = self.decide(alternatives)
+        verdict, ps, inside, part = self.decide(alternatives)
         values = alternatives[inside][part]
         ways = len(alternatives[inside]) if verdict == "does not hold" else len(alternatives)
         decides = interval(values, 1 - ERROR / ways)
@@ -257,7 +254,7 @@ class Claim:
             "least_seeds": self.least,
             **decides._asdict(),
             "level": 1 - ERROR / ways,
-            "p": p,
+            "ps": ps,
             "bootstrap": list(bootstrap(values, 1 - ERROR / ways)[1:3]),
             "inside": inside,
             "intervals": [interval(values, 1 - ERROR / ways)[:3] for values in alternatives[inside]],
@@ -268,8 +265,8 @@ class Claim:
         }
 
     def decide(self, alternatives):
-        """(verdict, p value, the alternative that decides, the place of its number that decides) of the estimand's
-        `alternatives`."""
+        """(verdict, {verdict: p value}, the alternative that decides, the place of its number that decides) of the estimand's
+        `alternatives`. Of verdicts that are reached together the first counts."""
         inside, outside = {}, {}
         for name, parts in alternatives.items():
             inside[name] = [2 * max(p_above(values, self.low), p_below(values, self.high)) for values in parts]
@@ -284,21 +281,30 @@ class Claim:
         if self.margin:
             zero = 2 * max(p_above(alternatives[best][0], -self.margin), p_below(alternatives[best][0], self.margin))
             found[f"practically zero, within ± {self.margin:g}"] = min(1.0, zero)
-        reached = [verdict for verdict, p in found.items() if p < ERROR]
-        verdict = reached[0] if reached else "inconclusive"
+        verdict = _reached(found, ERROR)
         name, ps, pick = (worst, outside, min) if verdict == "does not hold" else (best, inside, max)
-        p = found[verdict] if reached else min(found.values())
         if n < self.least:
             verdict = f"untested (needs {self.least} seeds)"
-        return verdict, p, name, ps[name].index(pick(ps[name]))
+        return verdict, found, name, ps[name].index(pick(ps[name]))
+
+
+def _reached(ps, error):
+    """The first verdict of {verdict: p value} that is reached at that error."""
+    return next((verdict for verdict, p in ps.items() if p < error), "inconclusive")
 
 
 def corrected(claims):
-    """The verdicts of judged claims (dicts) once more, corrected by Holm's method for how many they are: those that no longer
-    stand become "inconclusive". Untested claims are not counted."""
-    tested = [claim for claim in claims if not claim["verdict"].startswith("untested")]
-    adjusted = dict(zip(map(id, tested), holm([claim["p"] for claim in tested]), strict=True))
-    return [claim["verdict"] if adjusted.get(id(claim), 0) < ERROR else "inconclusive" for claim in claims]
+    """The verdicts of judged claims (dicts) once more, at errors that count how many claims there are (Holm 1979): the chance of
+    even one wrong verdict is at most 5 %. A claim that reaches no verdict then is "inconclusive". Untested ones are not counted.
+    """
+    verdicts = [claim["verdict"] if claim["verdict"].startswith("untested") else "inconclusive" for claim in claims]
+    tested = [k for k, claim in enumerate(claims) if not claim["verdict"].startswith("untested")]
+    tested.sort(key=lambda k: min(claims[k]["ps"].values()))
+    for rank, k in enumerate(tested):
+        verdicts[k] = _reached(claims[k]["ps"], ERROR / (len(tested) - rank))
+        if verdicts[k] == "inconclusive":
+            break  # as is everything after it
+    return verdicts
 
 
 def more(finding, statement, better, baseline, by=0.0, **options):

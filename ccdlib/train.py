@@ -77,7 +77,7 @@ class Result:
 
     def heads(self):
         """The method with its trained heads, in eval mode on the CPU; None for a method that keeps none."""
-        return _heads(self.config, self.folder / "heads.safetensors", self.model(), _data(self.config))
+        return _heads(self.config, self.folder / "heads.safetensors", self.model(), data_of(self.config))
 
 
 def fit(config, show="auto", repair=None):
@@ -109,7 +109,7 @@ def fit_cohort(configs, show="auto", repair=None):
     show = ("bar" if sys.stderr.isatty() else "epochs") if show == "auto" else show
     repair = os.environ.get("CCD_REPAIR") == "1" if repair is None else repair
     device = _device(configs[0].device)
-    data = _data(configs[0])
+    data = data_of(configs[0])
     _seconds_between_saves()  # a wrong value is refused before the training
     _check_teacher(configs[0], data)
     folders = {folder.path: folder for folder in map(folder_of, configs)}  # each once, however often it is asked for
@@ -185,19 +185,26 @@ def check(configs):
     if not configs:
         raise CcdError("there is nothing to train; ask for at least one seed (parameter `seeds`)")
     seen = set()
-    for config in map(checked, configs):
+    for config in chain.from_iterable(_taught(checked(config)) for config in configs):
         # Of seeds and views nothing can go wrong here; configurations that differ in no more are one case.
         case = [_shape_of(c) if isinstance(c, RunConfig) else c for c in (config, config.teacher)]
         if str(case) not in seen:
             seen.add(str(case))
             if config.device != "auto":  # what that means here may not be here: a batch is planned where there is no GPU
                 _device(config.device)
-            data = _data(config)
+            data = data_of(config)
             _check_teacher(config, data)
             _check_fits(config, data)
             if isinstance(config.teacher, Checkpoint):
                 _check_checkpoint(config.teacher, data)
             data.check_files()
+
+
+def _taught(config):
+    """The configuration, its teacher, the teacher's teacher ..., as far as they are trained here."""
+    while isinstance(config, RunConfig):
+        yield config
+        config = config.teacher
 
 
 def _shape_of(config):
@@ -232,14 +239,15 @@ def _whole_data(config):
     return load_data(config.data, side=config.side).normalised_by(config.statistics)
 
 
-def _data(config):
+def data_of(config):
+    """The data of a configuration as its training sees it: normalised by its statistics, its training images chosen."""
     data = _whole_data(config)
     return data if config.n_train is None else data.subset(config.n_train, config.subset_seed)
 
 
 def _check_teacher(config, data):
     if isinstance(config.teacher, RunConfig):
-        taught = _data(config.teacher)
+        taught = data_of(config.teacher)
         if (taught.classes, taught.channels) != (data.classes, data.channels):
             raise CcdError(
                 f"the teacher's data {config.teacher.data!r} has {taught.classes} classes and {taught.channels} channels, the "
@@ -775,7 +783,7 @@ def pace(configs):
 
     From a few steps and one evaluation, timed here with untrained networks; nothing is kept.
     """
-    device, data, first = _device(configs[0].device), _data(configs[0]), configs[0]
+    device, data, first = _device(configs[0].device), data_of(configs[0]), configs[0]
     if isinstance(data, Images) and device.type == "cpu":  # a whole step of large images would take minutes
         size = max(1, min(first.batch, PACED // data.side**2))
         configs = [config.but(batch=size, accumulate=1) for config in configs]

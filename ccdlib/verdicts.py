@@ -38,7 +38,7 @@ def judged(result):
     claims = []
     for stored in result["claims"]:
         if stored["claim"] not in today:
-            claims.append({"p": 1.0, "collapsed": {}, "old": []} | stored)
+            claims.append({"ps": {"holds": 1.0}, "collapsed": {}, "old": []} | stored)
             continue
         declared = today[stored["claim"]]
         claim = declared.judge(accuracies, chance)

@@ -5,6 +5,7 @@ The drills start `ccd batch` as a person does, on a checkout of its own with one
 
 import json
 import os
+import platform
 import resource
 import shutil
 import signal
@@ -207,7 +208,7 @@ def test_a_full_disk_a_failing_run_and_a_failing_notebook_each_stop_only_what_ne
     assert failing.returncode == 1
     assert "resume.pt is damaged" in text
     assert f"not begun: {STEM}" in text
-    assert len(finished(lab)) == 7
+    assert len(finished(lab)) == 9
     damaged.file("resume.pt").unlink()
     # Drill 6: a cell of the notebook raises. Its executed copy is kept, all runs are done.
     before = finished(lab)
@@ -219,7 +220,7 @@ def test_a_full_disk_a_failing_run_and_a_failing_notebook_each_stop_only_what_ne
     kept = lab / "outputs" / PROFILE / f"{STEM}.failed.ipynb"
     assert "as asked" in kept.read_text()
     assert untouched(before, lab)
-    assert len(finished(lab)) == 8
+    assert len(finished(lab)) == 10
     # Mended, it goes on: the notebook and the page, no run.
     before = finished(lab)
     edit_cell(lab, "code", "raise RuntimeError('as asked')", "run.save()")
@@ -235,6 +236,8 @@ def test_a_batch_ends_on_term_with_all_that_it_started_and_a_second_one_is_refus
     (lab / "params" / PROFILE / f"{STEM}.yaml").write_text(f"{TINY}400\n")
     first = begin()
     in_training(lab)
+    lock = lab / "outputs" / ".batch" / PROFILE / "locks" / "batch.lock"
+    assert lock.read_text() == f"{first.pid} on {platform.node()}"
     second = begin()
     assert f"is running already (process {first.pid}; `kill {first.pid}` stops it)" in said(second)
     assert second.returncode == 2
@@ -349,7 +352,7 @@ def test_the_engines_own_dry_run_says_what_is_missing_and_how_long_it_takes(lab)
     command = [sys.executable, "-m", "snakemake", "-n", "--config", f"profile={PROFILE}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=lab, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "runs       0 done, 8 missing (in 6 cohorts)" in done.stderr
+    assert "runs       0 done, 10 missing (in 6 cohorts)" in done.stderr
     assert " s of training, one cohort at a time" in done.stderr
     assert not finished(lab)
 
@@ -361,7 +364,7 @@ def test_without_a_gpu_the_work_of_a_gpus_runs_is_counted_instead_of_timed(lab, 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     grid = Grid(PROFILE)
     assert batch.expected(grid) == {}
-    assert "8 runs, " in batch.summary(grid)
+    assert "10 runs, " in batch.summary(grid)
     assert "GPU hours at 1e-05 TFLOP/s" in batch.summary(grid)
 
 
@@ -603,26 +606,64 @@ STANDINS = {
 }
 
 
-def test_the_slurm_profile_submits_every_cohort_as_a_job_with_a_gpu(lab, tmp_path, monkeypatch):
-    folder = tmp_path / "standins"
-    folder.mkdir()
-    places = {"log": folder / "submitted", "states": folder / "states", "folder": folder}
-    for name, text in STANDINS.items():
-        (folder / name).write_text("#!/bin/bash\n" + text.format(**places))
-        (folder / name).chmod(0o755)
-    (lab / "profiles").unlink()
-    shutil.copytree(ROOT / "profiles", lab / "profiles")
-    with open(lab / "profiles" / "slurm" / "config.yaml", "a") as file:
-        file.write("seconds-between-status-checks: 1\nslurm-init-seconds-before-status-checks: 1\n")
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setenv("CCD_DEVICE", "cpu")  # what the stand-in's "nodes" have
+@pytest.fixture
+def slurm(lab, tmp_path, monkeypatch):
+    """A function that puts stand-ins for Slurm's commands in place, some of them others than usual; their folder."""
+
+    def placed(**others):
+        folder = tmp_path / "standins"
+        folder.mkdir()
+        places = {"log": folder / "submitted", "states": folder / "states", "folder": folder}
+        for name, text in (STANDINS | others).items():
+            (folder / name).write_text("#!/bin/bash\n" + text.format(**places))
+            (folder / name).chmod(0o755)
+        (lab / "profiles").unlink()
+        shutil.copytree(ROOT / "profiles", lab / "profiles")
+        with open(lab / "profiles" / "slurm" / "config.yaml", "a") as file:
+            file.write("seconds-between-status-checks: 1\nslurm-init-seconds-before-status-checks: 1\n")
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        monkeypatch.setenv("CCD_DEVICE", "cpu")  # what the stand-in's "nodes" have
+        return folder
+
+    return placed
+
+
+def engine_said(lab):
+    log = lab / "outputs" / ".batch" / PROFILE / "engine.log"
+    return log.read_text() if log.exists() else ""
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_batch_that_is_stopped_cancels_what_it_submitted(lab, slurm, how):
+    for_ever = {
+        "sbatch": "echo '17|RUNNING' >> {states}\necho 17\n",
+        "scancel": 'echo "$@" >> {folder}/cancelled\n',
+    }
+    folder = slurm(**for_ever)
+    command = [sys.executable, "-m", "ccdlib", "batch", "--profile", PROFILE, "--slurm"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    deadline = time.time() + 120
+    while "SLURM jobid 17" not in (text := engine_said(lab)) and time.time() < deadline - 90:
+        time.sleep(0.1)
+    assert "SLURM jobid 17" in text
+    os.kill(started.pid, how)
+    said(started)
+    while left(lab) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not left(lab)
+    assert "17" in (folder / "cancelled").read_text()
+
+
+def test_the_slurm_profile_submits_every_cohort_as_a_job_with_a_gpu(lab, slurm):
+    folder = slurm()
     grid, lines = Grid(PROFILE), []
     assert not batch.run(grid, slurm=True, say=lines.append)
     text = "\n".join(lines)
-    assert len(finished(lab)) == 8, text
+    assert len(finished(lab)) == 10, text
     assert "6 of 8 jobs done" in text
     assert "not begun: the verdict page" in text
-    submitted = places["log"].read_text().splitlines()
+    submitted = (folder / "submitted").read_text().splitlines()
     assert ["rule_notebook" in line for line in submitted] == [False] * 6 + [True] * 3  # a failing job is tried again
     for line in submitted:
         for word in ("--gpus=1", "--nodes=1", "-t 1440", "--mem 32000", "--cpus-per-task=8"):

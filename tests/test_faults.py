@@ -172,8 +172,23 @@ def test_a_link_that_leads_back_into_the_data_is_refused(tmp_path, kind, target)
     image_folder(tmp_path)
     assert len(load_data(f"{kind}:{tmp_path}", side=16).train_labels) == 8
     (tmp_path / "train" / "cat" / "more").symlink_to(target)
-    with pytest.raises(CcdError, match=r"cat/more is a link to .*would count again; remove it"):
+    with pytest.raises(CcdError, match="are one folder, by a link, and its images would count twice; remove the link"):
         load_data(f"{kind}:{tmp_path}", side=16)
+
+
+@pytest.mark.parametrize("kind", ["folder", "imagenet"])
+def test_links_that_lead_around_outside_the_data_or_from_one_part_to_the_other_are_refused(tmp_path, kind):
+    image_folder(tmp_path / "data")
+    (tmp_path / "data" / "train" / "dog").rename(tmp_path / "dogs")
+    (tmp_path / "data" / "train" / "dog").symlink_to(tmp_path / "dogs")
+    (tmp_path / "dogs" / "again").symlink_to(tmp_path / "dogs")
+    with pytest.raises(CcdError, match=r"train/dog/again and .*train/dog are one folder"):
+        load_data(f"{kind}:{tmp_path}/data", side=16)
+    image_folder(tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "val")
+    (tmp_path / "other" / "val").symlink_to("train")
+    with pytest.raises(CcdError, match=r"other/val and .*other/train are one folder"):
+        load_data(f"{kind}:{tmp_path}/other", side=16)
 
 
 def test_a_link_to_a_folder_elsewhere_is_fine(tmp_path):
@@ -315,8 +330,23 @@ class nothing_refused:  # noqa: N801
 def test_files_that_were_in_order_are_not_opened_again(tmp_path, monkeypatch):
     data = load_data(f"imagenet:{image_folder(tmp_path)}", side=16)
     data.check_files()
-    monkeypatch.setattr(files, "read_rgb", never)
+    opened = []
+    monkeypatch.setattr(files, "read_rgb", lambda file: opened.append(Path(file).name))
     data.check_files()
+    assert not opened
+    os.utime(tmp_path / "train" / "cat" / "1.png", ns=(1, 1))  # one of them changed, its size did not
+    data.check_files()
+    assert len(opened) == 16
+
+
+def test_what_was_in_order_of_a_part_of_the_data_says_nothing_of_the_rest(tmp_path):
+    data = load_data(f"imagenet:{image_folder(tmp_path)}", side=16)
+    part = data.subset(2)
+    (other, *_) = sorted({*data.train_files} - {*part.train_files})
+    (tmp_path / other).write_bytes(b"no image")
+    part.check_files()
+    with pytest.raises(CcdError, match=f"1 of 16 files .*{other}"):
+        data.check_files()
 
 
 @pytest.mark.parametrize(
@@ -438,6 +468,21 @@ def test_an_interrupted_run_says_one_line_and_leaves_nothing(outputs, how):
 
 
 @needs_proc
+def test_an_interrupted_command_that_keeps_nothing_does_not_speak_of_going_on():
+    program = (
+        "import time\nfrom ccdlib import cli\n@cli.cli.command()\ndef idle():\n    print('here', flush=True)\n"
+        "    time.sleep(60)\ncli.main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "idle"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0].strip() == "interrupted."
+    assert process.returncode == 130
+
+
+@needs_proc
 def test_workers_end_with_the_process_that_started_them(outputs):
     program = """
 from ccdlib import RunConfig
@@ -496,7 +541,10 @@ def test_names_of_profiles_notebooks_and_figures_are_no_paths(name, capsys):
         (b"seeds: \xff\n", "is no UTF-8 text"),
         (b"seeds: &a [*a]\n", "found unconstructable recursive node"),
         (b"seeds: &a {b: *a}\n", "found unconstructable recursive node"),
-        (b"[" * 20000, "contains itself, or is nested too deeply"),
+        (b"&a [*a]", "found unconstructable recursive node"),
+        (b"[" * 20000, "is nested too deeply"),
+        (b"seeds: 2026-02-30\n", "has a value that cannot be read (day is out of range for month)"),
+        (b"seeds: " + b"9" * 5000, "has a value that cannot be read"),
         (b"seeds: [1\n", "cannot be read as YAML"),
         (b"- 1\n", "holds a list"),
     ],
@@ -515,6 +563,7 @@ def test_values_on_the_command_line_are_read_as_strictly(capsys):
     assert (status, "the key 'a' stands 2 times" in said) == (2, True)
     assert value_of("[1, 2]", "here") == [1, 2]
     assert value_of("a: {b: 1}", "here") == {"a": {"b": 1}}
+    assert value_of("a: &a {b: 1, c: 2}\nd: {<<: *a, c: 3}", "here")["d"] == {"b": 1, "c": 3}  # another mapping's keys
 
 
 BROKEN = {
@@ -591,6 +640,40 @@ def test_a_teachers_mistake_is_called_the_teachers():
     ):
         with pytest.raises(CcdError, match=f"^{says}"):
             RunConfig(method="kd", teacher=teacher)
+
+
+def test_a_recipe_is_a_family_and_no_part_of_one():
+    for name in ("small_sskd", "small_teacher", "hsakd_light"):
+        with pytest.raises(CcdError, match=f"unknown recipe '{name}'.* Allowed: small, paper, hsakd, imagenet"):
+            notebook.run_notebook("00_quickstart", given=[("recipe", name)])
+
+
+def test_every_teacher_is_checked_however_deep():
+    small = {"n_train": 20, "epochs": 1}
+    deepest = RunConfig(**small, data="npz:nowhere.npz")
+    chain = RunConfig(**small, method="kd", teacher=RunConfig(**small, method="kd", teacher=deepest))
+    with pytest.raises(CcdError, match="nowhere.npz"):
+        check([chain])
+
+
+def test_times_of_no_or_endless_steps_are_refused_before_the_training(capsys):
+    for steps in ("0", "1000000"):
+        status, said = ended(capsys, "run", "06_ccd", "-p", "timed_steps", steps)
+        assert (status, f"timed steps = {steps}: allowed are 1 to 1000" in said) == (2, True)
+    status, said = ended(capsys, "models", "--side", "100000")
+    assert (status, "32<=x<=4096" in said) == (2, True)
+
+
+def test_a_notebook_may_have_magics(tmp_path):
+    content = json.loads((paths.NOTEBOOKS / "00_quickstart.ipynb").read_text())
+    cell = {"cell_type": "code", "source": ["%time 1 + 1\n", "!ls"], "metadata": {}, "outputs": [], "execution_count": 1}
+    file = tmp_path / "00_quickstart.ipynb"
+    file.write_text(json.dumps(content | {"cells": [*content["cells"], cell]}))
+    notebook._check_names_itself(file)
+    cell["source"] = ["%time 1 + 1\n", "1 +"]
+    file.write_text(json.dumps(content | {"cells": [*content["cells"], cell]}))
+    with pytest.raises(CcdError, match="a cell is no Python"):
+        notebook._check_names_itself(file)
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):

@@ -407,6 +407,9 @@ def test_published_numbers_of_compared_methods():
         assert published(run.but(**RECIPES["paper"])) == (number, False)
         assert published(run.but(teacher=teacher_of_method(method, plain))) == (number, False)  # heads trained otherwise
         assert published(run.but(teacher=taught.but(n_train=50))) is published(run.but(views="cifar100")) is None
+    foreign = plain.but(statistics="cifar10")  # another protocol, and no mistake
+    assert published(foreign) == (74.64, False)
+    assert published(RunConfig(**student, method="kd", teacher=foreign, statistics="cifar10")) == (75.21, False)
     own = RunConfig(**student, method="sskd", teacher=teacher_of_method("sskd", plain, **RECIPES["hsakd_sskd_teacher"]))
     assert published(own.but(**RECIPES["paper_sskd_light"])) == (76.21, False), "SSKD's own code has no Nesterov momentum"
     assert published(RunConfig(**student, method="hsakd", teacher=joint)) == (79.27, True)

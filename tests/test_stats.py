@@ -144,6 +144,8 @@ def test_claims_that_make_no_sense():
         more("x", "", "a", "b", least=1)
     with pytest.raises(CcdError, match="give low < high"):
         Claim("x", "", "", Contrast({"a": 1}), 1.0, 0.0)
+    with pytest.raises(CcdError, match="margin = 1 for a peak"):
+        Claim("x", "", "", Peak(("a", "b", "c")), margin=1.0)
     with pytest.raises(CcdError, match="unknown arm of claim 'a beats c' 'c'"):
         more("x", "a beats c", "a", "c").judge({"a": [1.0, 2.0], "b": [1.0, 2.0]})
 
@@ -210,7 +212,7 @@ def test_a_peak_may_be_any_inside_value_and_each_counts():
     others = {f"low {k}": seeds(-1.0, at=k) for k in range(4)}
     many = Claim("x", "", "", Peak(("first", "x", *others, "last"))).judge(arms | others)
     assert (one["inside"], many["inside"], one["level"], many["level"]) == ("x", "x", 0.95, 0.99)
-    assert many["p"] == pytest.approx(5 * one["p"])
+    assert many["ps"]["holds"] == pytest.approx(5 * one["ps"]["holds"])
     assert many["low"] < one["low"]
     # Refuted: however many inside values there are, both ends of each count, and no more.
     down = {"first": seeds(3.0, at=1), "x": seeds(0.0), "y": seeds(1.0, at=3), "last": [0.5] * 10}
@@ -256,10 +258,18 @@ def test_p_values_are_those_of_the_t_test():
 
 
 def test_holm_by_hand():
-    # Ordered: .01 x 4, .02 x 3, .03 x 2 and .04, each at least as large as the one before.
-    assert stats.holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert stats.holm([0.5, 0.9]) == [1.0, 1.0]
-    assert stats.holm([]) == []
+    def verdicts(*each):
+        return stats.corrected([{"verdict": "", "ps": dict(zip(("holds", "zero"), ps, strict=False))} for ps in each])
+
+    no = "inconclusive"
+    # Allowed are .05 / 4 = .0125, then .0167, .025 and .05, as long as none fails.
+    assert verdicts([0.04], [0.01], [0.03], [0.02]) == [no, "holds", no, no]
+    assert verdicts([0.04], [0.01], [0.024], [0.016]) == ["holds"] * 4
+    assert verdicts([0.5], [0.9]) == [no, no]
+    assert verdicts() == []
+    # A claim that reached two verdicts keeps the one that stands.
+    assert verdicts([0.04, 0.001], [0.01], [0.9]) == ["zero", "holds", no]
+    assert verdicts([0.001, 0.001], [0.9]) == ["holds", no]
 
 
 def test_verdicts_corrected_for_their_number():
@@ -273,7 +283,7 @@ def test_verdicts_corrected_for_their_number():
         "practically zero, within ± 3",
         "untested (needs 10 seeds)",
     ]
-    assert 0.02 < close["p"] < 0.05
+    assert 0.02 < close["ps"]["holds"] < 0.05
     assert stats.corrected([close]) == ["holds"]
     assert stats.corrected([sure, close, few]) == [
         "holds",
@@ -284,9 +294,10 @@ def test_verdicts_corrected_for_their_number():
     assert stats.corrected([sure, close, undecided, zero]) == ["holds", "inconclusive", "inconclusive", zero["verdict"]]
 
 
-def test_a_run_collapsed_when_it_is_less_than_half_as_far_above_chance_as_the_median():
-    assert stats.collapsed([90.0, 91.0, 16.2, 89.0, 50.1], chance=10.0) == [2]  # half way is at 49.5 %
-    assert stats.collapsed([90.0, 91.0, 49.4, 89.0, 92.0], chance=10.0) == [2]
+def test_a_run_collapsed_when_it_is_less_than_half_as_far_above_chance_as_the_best():
+    assert stats.collapsed([90.0, 91.0, 16.2, 89.0, 50.6], chance=10.0) == [2]  # half way is at 50.5 %
+    assert stats.collapsed([90.0, 91.0, 50.4, 89.0, 90.0], chance=10.0) == [2]
+    assert stats.collapsed([12.0, 90.0, 16.2, 10.0, 30.1], chance=10.0) == [0, 2, 3, 4]  # most of them
     assert stats.collapsed([68.0, 58.0, 71.0], chance=10.0) == []  # an arm that is low as a whole has no run apart
     assert stats.collapsed([10.0, 10.0, 9.0], chance=10.0) == []  # nor has one that learned nothing
     assert stats.collapsed([13.0, 12.0, 10.5], chance=10.0) == []  # or next to nothing

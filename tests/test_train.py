@@ -22,7 +22,7 @@ from ccdlib.methods import METHODS
 from ccdlib.models import MODELS
 from ccdlib.registry import CcdError
 from ccdlib.runs import CHANGED_IN, PROTOCOL, DamagedRun, sha256
-from ccdlib.train import Diverged, EpochViews, _data, check, evaluate, fit, folder_of, prepare, untrained
+from ccdlib.train import Diverged, EpochViews, check, data_of, evaluate, fit, folder_of, prepare, untrained
 
 SMALL = {"n_train": 40, "batch": 20, "epochs": 2, "model": "resnet8"}
 TEACHER = RunConfig(**SMALL, seed=7)
@@ -195,10 +195,19 @@ def test_a_change_of_protocol_renames_only_the_runs_that_it_touches():
     assert protocols(kd.but(method="at")) == (2, 1)
     assert protocols(kd.but(teacher=TEACHER.but(model="wrn_16_1"))) == (1, 2)
     assert protocols(kd.but(views="trivialaugment")) == (2, 1)
-    assert {*CHANGED_IN["model"]} <= {*MODELS}
+    assert {*CHANGED_IN["model"], *CHANGED_IN["answers"]} <= {*MODELS}
     assert {*CHANGED_IN["method"]} <= {*METHODS}
     assert {*CHANGED_IN["recipe"]} <= {*RECIPES}
     assert max(number for names in CHANGED_IN.values() for number in names.values()) == PROTOCOL
+
+
+def test_students_of_a_checkpoint_that_answers_otherwise_now_are_other_runs(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"weights")
+    protocols = []
+    for model in ("mobilenet_v2", "shufflenet_v1", "wrn_16_1", "resnet8"):
+        teacher = Checkpoint(model=model, file=str(tmp_path / "a.safetensors"))
+        protocols.append(folder_of(RunConfig(**SMALL, method="kd", teacher=teacher)).facts["teacher"].get("protocol"))
+    assert protocols == [2, 2, None, None]  # those of protocol 1 keep their names
 
 
 def test_recipes_are_the_papers():
@@ -209,6 +218,8 @@ def test_recipes_are_the_papers():
         assert RunConfig(**RECIPES[name] | {"settings": {}}).nesterov == wanted, name
     assert RECIPES["hsakd_teacher"] == {"lr": 0.05, "weight_decay": 5e-4, "batch": 64, "epochs": 240}
     assert RECIPES["hsakd_light"] == RECIPES["hsakd"] | {"lr": 0.01}
+    for name in ("small", "small_at", "small_fitnet", "small_sskd", "small_hsakd"):
+        assert RECIPES[name]["clip"] == 10
     cifar10 = RunConfig(**RECIPES["cifar10"])
     assert (cifar10.lr, cifar10.weight_decay, cifar10.batch, cifar10.epochs) == (0.1, 1e-4, 64, 182)
     assert [cifar10.lr_at(epoch) for epoch in (90, 91, 135, 136)] == pytest.approx([0.1, 0.01, 0.01, 0.001])
@@ -252,7 +263,7 @@ def test_statistics_of_another_data_set_normalise_the_images(tmp_path):
               for split in ("train", "test") for kind in ("images", "labels")}  # fmt: skip
     np.savez(tmp_path / "black.npz", **colour)
     config = RunConfig(data=f"npz:{tmp_path}/black.npz", epochs=1, batch=10, statistics="cifar100")
-    inputs = EpochViews(config, _data(config), 0).batch(torch.arange(4)).inputs
+    inputs = EpochViews(config, data_of(config), 0).batch(torch.arange(4)).inputs
     assert inputs[0, :, 0, 0].tolist() == pytest.approx([-0.5071 / 0.2675, -0.4867 / 0.2565, -0.4408 / 0.2761])
     assert fit(config).folder != fit(config.but(statistics="own")).folder
     with pytest.raises(CcdError, match="unknown statistics 'cifar'.*Allowed: own, cifar10, cifar100"):
