@@ -2,7 +2,6 @@
 SHELL   := /bin/bash
 PYTHON  ?= python3
 NB      ?= 00_quickstart
-PROFILE ?= smoke
 
 # Inside an active conda environment (base apart) that environment is used, otherwise a .venv of this checkout.
 CONDA := $(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX))
@@ -13,7 +12,7 @@ BATCH_NB = $(if $(findstring command line,$(origin NB))$(findstring environment,
 
 .PHONY: help reproduce batch test lab lint notebooks bench clean constraints conda-ready
 help:
-	@echo 'make reproduce [NB=00_quickstart] [PROFILE=smoke]   set up, run one notebook, print its table'
+	@echo 'make reproduce [NB=00_quickstart] [PROFILE=class]   set up, run one notebook (others: PROFILE=lite), print its table'
 	@echo 'make test        set up, run the tests and check the notebooks'
 	@echo 'make batch [PROFILE=lite] [NB="01_... 06_..."]      train and run all notebooks of a profile, or those named'
 	@echo 'make lab         JupyterLab'
@@ -23,10 +22,10 @@ help:
 	@echo 'make clean       remove caches and .venv; results stay'
 
 reproduce: $(READY)
-	@$(BIN)/ccd run $(NB) --profile $(PROFILE)
+	@$(BIN)/ccd run $(NB) --profile $(or $(PROFILE),$(if $(filter 00_quickstart,$(NB)),class,lite))
 
 batch: $(READY)
-	@$(BIN)/ccd batch $(BATCH_NB) --profile $(PROFILE)
+	@$(BIN)/ccd batch $(BATCH_NB) --profile $(or $(PROFILE),lite)
 
 # One thread and one training each: the two workers share the cores. Notebooks first, because they take longest.
 test: $(READY)

@@ -366,6 +366,19 @@ class Policy:
                 image = pillow_op(image, name, level, int(draws.signs[0, k]))
         return image
 
+    def fired(self, draws, channels=3):
+        """For each image the ops, in words, that change it by these draws: [["solarize", "shearX +"], ...]."""
+        signs = {1: " +", -1: " -"}
+        changing = [
+            (k, name)
+            for k, (name, level) in enumerate(self.steps)
+            if level is not None and not OPS[name].is_identity(level, channels)
+        ]
+        return [
+            [name + (signs[int(sign[k])] if OPS[name].signed else "") for k, name in changing if fires[k]]
+            for fires, sign in zip(draws.fires, draws.signs, strict=True)
+        ]
+
     def with_p(self, p):
         """The same steps at another probability."""
         return replace(self, p=p)

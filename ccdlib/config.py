@@ -137,10 +137,12 @@ def _readable(kind, errors):
 class Checkpoint(Strict):
     """Weights from a file instead of a run of this store.
 
-    file: a .safetensors of `model`, as a run of this kit writes it; a .pth that torchvision wrote; or "torchvision:NAME", its
-    pretrained weights of that name ("torchvision:IMAGENET1K_V1"), downloaded once. accuracy: what the network must reach on
-    the student's test set (percent, within half a point), measured before the student's training starts. heads, method: the
-    file of trained heads (heads.safetensors of a run) and the method that trained them, for a student's method that needs them.
+    file: a .safetensors of `model`, as a run of this kit writes it; a .pth that torchvision wrote; "ccdlib:NAME", a teacher
+    that comes with the package ("ccdlib:resnet20-objects-s0"); or "torchvision:NAME", pretrained weights of that name
+    ("torchvision:IMAGENET1K_V1"), downloaded once. accuracy: what the network must reach on the student's test set (percent,
+    within half a point), measured before the student's training starts. heads, method: the file of trained heads
+    (heads.safetensors of a run) and the method that trained them, for a student's method that needs them. seed: which of
+    several paired teachers it is; it names no run.
     """
 
     model: str
@@ -148,6 +150,7 @@ class Checkpoint(Strict):
     accuracy: Annotated[float, Field(ge=0, le=100)] | None = None
     heads: str | None = None
     method: str = "ce"
+    seed: Seed = 0
 
 
 class RunConfig(Strict):

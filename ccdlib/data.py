@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors on the training device: digits, npz files, CIFAR-10/100, image folders."""
+"""Data sets as uint8 tensors on the training device: objects, digits, npz files, CIFAR-10/100, image folders."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from ccdlib import paths
+from ccdlib import bundled, paths
 from ccdlib.registry import CcdError, Registry, unknown
 from ccdlib.streams import stream
 
@@ -96,6 +96,11 @@ class Data:
         """Rows of the test set: the first image of each of the first n classes that it has, fewer where there are fewer."""
         return [int((self.test_labels == c).nonzero()[0]) for c in self.test_labels.unique()[:n]]
 
+    def pictures(self, n):
+        """Images to look at: uint8 (n, C, H, W), those of examples(n), larger where the data has larger copies of them."""
+        rows, larger = self.examples(n), source_of(self.name)[0].pictures
+        return torch.from_numpy(larger()[self.test_labels[rows].cpu().numpy()]) if larger else self.test_images[rows]
+
     def to(self, device):
         """The same data on `device`."""
         return replace(self, **{name: getattr(self, name).to(device) for name in ARRAYS})
@@ -153,7 +158,8 @@ IMAGENET = Sizes(1000, 3, 1_281_167)  # what a plan counts with where imagenet:P
 class Source:
     """One row of DATASETS: a loader of arrays and class names, and the base crop, flip and statistics its images want.
 
-    in_files: the loader gives a files.Images instead, whose images are decoded while a network trains.
+    in_files: the loader gives a files.Images instead, whose images are decoded while a network trains. pictures: a function
+    that returns larger copies, uint8 (classes, C, H, W), of each class's first test image.
     """
 
     load: Callable
@@ -163,17 +169,18 @@ class Source:
     sizes: "Sizes | None" = None  # where they are known without the images
     in_files: bool = False
     about: str = ""
+    pictures: Callable | None = None
 
 
 def load_data(name, *, side=32, n_train=None, seed=0, device="cpu"):
     """The data set `name` as a Data.
 
-    name: "digits" (1,797 real 8 x 8 scans that scikit-learn ships, as 16 x 16; 1,000 train, 797 test), "cifar10",
-    "cifar100" (downloaded once by torchvision), "npz:PATH" (arrays train_images, train_labels, test_images, test_labels;
-    images uint8 NHWC or NHW; optional label_names), "folder:PATH" (train/ and val/ with one folder a class, resized to
-    side x side and kept in memory), "imagenet:PATH" (such a folder as a files.Images: decoded and cropped to side x side while
-    a network trains), "photos" (a small one of that kind, made of three photographs). n_train, seed: a stratified training
-    subset, see Data.subset. Errors: CcdError.
+    name: "objects" (bundled photographs of 20 things; 1,000 train, 929 test, 32 x 32), "digits" (1,797 real 8 x 8 scans that
+    scikit-learn ships, as 16 x 16; 1,000 train, 797 test), "cifar10", "cifar100" (downloaded once by torchvision), "npz:PATH"
+    (arrays train_images, train_labels, test_images, test_labels; images uint8 NHWC or NHW; optional label_names), "folder:PATH"
+    (train/ and val/ with one folder a class, resized to side x side and kept in memory), "imagenet:PATH" (such a folder as a
+    files.Images: decoded and cropped to side x side while a network trains), "photos" (a small one of that kind, made of three
+    photographs). n_train, seed: a stratified training subset, see Data.subset. Errors: CcdError.
     """
     source, path = source_of(name)
     if not str(device).startswith(("cpu", "cuda")):
@@ -479,7 +486,13 @@ def _folder(path, side):
     return _checked(arrays, tuple(folders[0].classes), str(path))
 
 
+def _objects():
+    arrays, names = bundled.photographs()
+    return _checked(arrays, names, "objects")
+
+
 DATASETS.update(
+    objects=Source(_objects, sizes=Sizes(20, 3, 1000, 32), pictures=bundled.gallery),
     digits=Source(_digits, flip=False, sizes=Sizes(10, 1, 1000, 16)),  # a mirrored digit is another sign
     cifar10=Source(
         _cifar("CIFAR10"), statistics=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), sizes=Sizes(10, 3, 50000, 32)

@@ -19,6 +19,7 @@ import torch
 from loky import ProcessPoolExecutor
 
 from ccdlib.augment import policy_named
+from ccdlib.bundled import PREFIX, cards
 from ccdlib.config import RECIPES, Checkpoint, RunConfig, recipe_of, teacher_of_method
 from ccdlib.data import sizes_of
 from ccdlib.group import launch
@@ -37,7 +38,7 @@ from ccdlib.stats import (
     said_of_collapse,
     slope,
 )
-from ccdlib.train import check, fit, fit_cohort, folder_of, pace, steps_an_epoch
+from ccdlib.train import check, data_of, fit, fit_cohort, folder_of, measured, network_of, pace, steps_an_epoch
 
 EXPERIMENTS = Registry("experiment")  # notebook stem -> function of its parameters
 MOST_SEEDS = 1000
@@ -46,7 +47,8 @@ MOST_STEPS = 1000  # that are timed
 
 @dataclass(frozen=True)
 class Experiment:
-    """arms: {name: [RunConfig, one a seed]}, paired. claims: declared with the arms, so before any result.
+    """arms: {name: [RunConfig, one a seed]}, paired; Checkpoints stand for teachers that are not trained here. claims:
+    declared with the arms, so before any result.
 
     facts: {arm: numbers that tables and axes show}. Errors: CcdError for no seed or one, arms that are not paired, and a
     claim about an arm that is not there.
@@ -91,9 +93,18 @@ class Experiment:
                     found.setdefault(folder.path.name, (arm, folder))
         return found
 
+    @property
+    def _trained(self):
+        """The RunConfigs of all arms, some more than once."""
+        return [config for configs in self.arms.values() for config in configs if isinstance(config, RunConfig)]
+
     def check(self):
         """Raise CcdError where one of the runs could not be trained."""
-        check([config for configs in self.arms.values() for config in configs])
+        check(self._trained)
+
+    def teacher(self, show="epochs"):
+        """The network of the first seed's teacher, in eval mode on the CPU; show: see fit()."""
+        return network_of(self.arms["teacher"][0], data_of(self._trained[0]), show)
 
     def train(self):
         """Train what the run store lacks, read the rest: {arm: [Result, one a seed]}. Prints a line an arm.
@@ -104,15 +115,19 @@ class Experiment:
         """
         self.check()
         results, width = {}, max(map(len, self.arms))
-        cohorts = cohorts_of([config for configs in self.arms.values() for config in configs])
-        with side_by_side(cohorts) as trained:
+        with side_by_side(cohorts_of(self._trained)) as trained:
             for arm, configs in self.arms.items():
                 trained(configs)
-                results[arm] = [fit(config, show="none") for config in configs]
+                results[arm] = [self._result(config) for config in configs]
                 mean = sum(result.accuracy for result in results[arm]) / len(configs)
                 said = f"; {said}" if (said := said_of_collapse(collapsed_seeds(results[arm]))) else ""
                 print(f"{arm:{width}}  {mean:.1f} % on average of {len(configs)} seeds{said}", flush=True)
         return results
+
+    def _result(self, config):
+        if isinstance(config, Checkpoint):
+            return measured(config, data_of(self._trained[0]))
+        return fit(config, show="none")
 
     def rows(self, results):
         """Long form, for figures: a dict for each arm that has facts and each seed, with "accuracy", the facts, and "gain",
@@ -274,10 +289,38 @@ def _timing(p, epochs):
 
 
 def _teachers(p, /, **what):
-    """The teacher of every seed, with plain cross entropy unless `what` says more."""
+    """The teacher of every seed, with plain cross entropy unless `what` says more; a bundled one where parameter `teacher`
+    says so and nothing else is wanted of it."""
+    if p.get("teacher", TEACHERS[1]) not in TEACHERS:
+        raise unknown("teacher", p["teacher"], TEACHERS)
+    if p.get("teacher") == TEACHERS[0] and not what:
+        return _bundled(p)
     base = {"data": p["data"], "n_train": p["n_teacher"] or None, "model": p["teacher_model"]}
     base |= recipe_of(p["recipe"], p["teacher_model"], "teacher") | _timing(p, p["teacher_epochs"]) | what
     return [RunConfig(**base, seed=s, subset_seed=_subset_seed(p, s)) for s in range(p["seeds"])]
+
+
+TEACHERS = ("bundled", "train")
+
+
+def _bundled(p):
+    """The teachers that come with the package, one a seed; CcdError where there are none for these parameters."""
+    names = [f"{p['teacher_model']}-{p['data']}-s{seed}" for seed in range(p["seeds"])]
+    known = cards()
+    if missing := [name for name in names if name not in known]:
+        raise CcdError(
+            f"teacher = 'bundled': {missing[0]} does not come with the package; there are {', '.join(known)}. Give "
+            "teacher = train, or data, teacher_model and seeds for which there are some"
+        )
+    if p["n_teacher"]:
+        raise CcdError(
+            f"n_teacher = {p['n_teacher']} with teacher = 'bundled': bundled teachers have seen all training images; give "
+            "n_teacher = 0, or teacher = train"
+        )
+    given = enumerate(names)
+    return [
+        Checkpoint(model=p["teacher_model"], file=PREFIX + name, accuracy=known[name]["accuracy"], seed=k) for k, name in given
+    ]
 
 
 def _students(p, teachers, /, epochs=None, **what):
@@ -294,14 +337,17 @@ def _students(p, teachers, /, epochs=None, **what):
     ]
 
 
-def _least(p):
-    """Seeds that a verdict needs: three in the paper profiles, as the papers have, and ten elsewhere."""
-    return {"least": 3 if p["profile"].startswith("paper") else 10}
+def _least(p, large=False):
+    """Seeds that a verdict needs: three in the paper profiles, as the papers have, four in class for an effect that is large
+    there, and ten elsewhere."""
+    if p["profile"].startswith("paper"):
+        return {"least": 3}
+    return {"least": 4 if large and p["profile"] == "class" else 10}
 
 
-def _needs(p):
+def _needs(p, large=False):
     """What a verdict on an effect that the papers claim needs: seeds, and the margin within which there is practically none."""
-    return _least(p) | {"margin": p["margin"]}
+    return _least(p, large) | {"margin": p["margin"]}
 
 
 SPLITS = ("per seed", "fixed")
@@ -352,8 +398,10 @@ def quickstart(p):
         "CCD": _students(p, teachers, method="ccd", views=p["policy"]),
     }
     claims = (
-        more("KD", "a teacher helps: KD is more accurate than the student alone", "KD", "student alone", **_needs(p)),
-        more("(a)", "augmented views help: KD + JDA is more accurate than KD", "KD + JDA", "KD", **_needs(p)),
+        more(
+            "KD", "a teacher helps: KD is more accurate than the student alone", "KD", "student alone", **_needs(p, large=True)
+        ),
+        more("(a)", "augmented views help: KD + JDA is more accurate than KD", "KD + JDA", "KD", **_needs(p, large=True)),
         more("CCD", "the cosine weight helps: CCD is more accurate than KD + JDA", "CCD", "KD + JDA", **_needs(p)),
     )
     return Experiment(arms, claims)
@@ -575,7 +623,12 @@ def _ready_for(p, method, teachers):
         return teachers
     epochs = max(1, round(HEAD_EPOCHS[needed] * p["teacher_epochs"]))
     stage = RECIPES[f"{p['recipe']}_{needed}"] | {"epochs": epochs, "eval_every": epochs}
-    return [teacher_of_method(method, teacher, **stage) for teacher in teachers]
+    if isinstance(teachers[0], Checkpoint):  # what a RunConfig says of itself
+        stage |= {"data": p["data"], "n_train": p["n_teacher"] or None}
+    return [
+        teacher_of_method(method, teacher, **stage, seed=teacher.seed, subset_seed=_subset_seed(p, teacher.seed))
+        for teacher in teachers
+    ]
 
 
 def _compared(p, method, teachers, own=True, **what):

@@ -116,8 +116,10 @@ class Images:
             write_whole(marks[whole], "")
 
     def _state(self, files):
-        """A text that is another one when one of these files is: where they are, and when they changed. For many files, which it
-        takes minutes to ask on the disk of a network, the times are those of their folders."""
+        """A text that is another one when one of these files is: where they are, and when they changed.
+
+        Of many files, which it takes minutes to ask on the disk of a network, the times are those of their folders.
+        """
         asked = sorted(files) if len(files) <= DECODED else sorted({os.path.dirname(file) for file in files})
         times = [(self.root / place).stat().st_mtime_ns for place in asked if (self.root / place).exists()]
         return str((str(self.root.resolve()), sorted(files), times))

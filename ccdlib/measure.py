@@ -71,7 +71,8 @@ def teacher_views(teacher, data, policy, seed=0, ops=None):
 def training_weights(teacher, data, policy, seed=0):
     """CCD's weights 1 + cos on the training images, under every effective op alone (at p 1) and under the whole policy.
 
-    Returns (weights {views: (n,)}, twins): the views are "JDA" and the ops, twins (n, C, H, W) uint8 the JDA images.
+    Returns (weights {views: (n,)}, twins, fired): the views are "JDA" and the ops, twins (n, C, H, W) uint8 the JDA images, and
+    fired the ops of each of them, in words.
     """
     images = data.train_images
     draws, always = (made.draw(len(images), stream(seed, "policy")) for made in (policy, policy.with_p(1.0)))
@@ -85,7 +86,7 @@ def training_weights(teacher, data, policy, seed=0):
         name: confidence(torch.cat([before, predict(teacher, data, changed, device)])).cpu() for name, changed in views.items()
     }
     teacher.cpu()  # as it was
-    return weights, twins
+    return weights, twins, policy.fired(draws, data.channels)
 
 
 # ---------------------------------------------------------------- cost

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ccdlib import paths, stats
+from ccdlib.config import RunConfig
 from ccdlib.data import source_of
 from ccdlib.experiments import EXPERIMENTS, experiment
 from ccdlib.paper import SOURCE, published
@@ -254,6 +255,17 @@ class Run:
             claim["collapsed"] = {arm: [first[k].config.seed for k in places] for arm, places in claim["collapsed"].items()}
             print(said_of(claim))
 
+    def answer(self):
+        """What was found, claim by claim, in whole sentences with their numbers: Markdown for a notebook to show."""
+        from IPython.display import Markdown
+
+        if not self.claims:
+            raise CcdError("nothing is judged yet: call run.judge(results) first")
+        p = self.parameters
+        images = f"{p['n_train']} training images" if p["n_train"] else "all training images"
+        where = f"On *{p['data']}*, with {images} for a {p['student_model']} and a {p['teacher_model']} as its teacher:"
+        return Markdown("\n".join([where, "", *(f"- {answered(claim)}" for claim in self.claims)]))
+
     def figure(self, name, figure):
         """Keep a figure as PNG and SVG beside results.json, and hand it back."""
         check_name(name, "figure")
@@ -268,7 +280,8 @@ class Run:
         """Write results.json, last: a notebook is finished when it is there."""
         if self.plan and not self.claims:
             raise CcdError("the claims of the experiment are not judged yet: call run.judge(results) before run.save()")
-        runs = list({run.folder: run for arm in self.results.values() for run in arm}.values())  # arms may share some
+        every = [run for arm in self.results.values() for run in arm if isinstance(run.config, RunConfig)]
+        runs = list({run.folder: run for run in every}.values())  # arms may share some
         made = [run.metrics["provenance"] for run in runs]
         results = {
             "notebook": self.stem,
@@ -296,6 +309,25 @@ def said_of(claim):
         said += f" (corrected for the number of claims: {claim['corrected']})"
     for arm, seeds in claim["collapsed"].items():
         said += f"; {arm}: {stats.said_of_collapse(seeds)}"
+    return said
+
+
+def answered(claim):
+    """A judged claim as whole sentences."""
+    verdict, statement = claim["verdict"], claim["claim"]
+    said = {
+        "holds": f"**It holds** that {statement}.",
+        "does not hold": f"**It does not hold** that {statement}.",
+        "inconclusive": f"**It stays open** whether {statement}.",
+    }.get(verdict)
+    if verdict.startswith("untested"):
+        said = f"**It was not tested** whether {statement}: that takes {claim['least_seeds']} seeds."
+    elif said is None:
+        said = f"**There is practically no effect** (within ± {claim['margin']:g} points) where it is claimed that {statement}."
+    effect = f"{claim['estimate']:+.1f} {claim['unit']}, with an interval from {claim['low']:+.1f} to {claim['high']:+.1f}"
+    said += f" The mean over {claim['n']} seeds was {effect} ({100 * claim['level']:g} %)."
+    for arm, seeds in claim["collapsed"].items():
+        said += f" Of {arm}, {stats.said_of_collapse(seeds)}."
     return said
 
 

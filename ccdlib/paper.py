@@ -136,8 +136,10 @@ class Published(NamedTuple):
 def published(config):
     """The Published accuracy of what a RunConfig trains, from HSAKD's table (SOURCE); None where there is none: other data,
     other views or networks, settings that are not the defaults, methods that the table does not have."""
+    if not _on_cifar100(config):
+        return None
     defaults = settings_of(config.method)
-    if not _on_cifar100(config) or any(defaults[name] != value for name, value in config.settings.items()):
+    if any(defaults[name] != value for name, value in config.settings.items()):
         return None
     number = _number(config)
     return None if number is None else Published(number, _trained_as_there(config))

@@ -26,25 +26,63 @@ def style():
     sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE, rc=STYLE)
 
 
-def view_pairs(originals, augmented, z_original, z_augmented, labels, class_names):
-    """Pairs of views above each other, with the teacher's most probable class for each view and CCD's weight for the pair.
+def view_pairs(pictures, twins, fired, z_original, z_augmented, labels, class_names):
+    """Images above their augmented twins: what was done to each, what the teacher says of both, and CCD's weight of the twin.
 
-    originals, augmented: uint8 (n, C, H, W). z_original, z_augmented: the teacher's logits (n, classes). labels: (n,).
+    pictures, twins: uint8 (n, C, H, W), as large as they are to be seen. fired: the ops of each twin, in words (Policy.fired).
+    z_original, z_augmented: the teacher's logits (n, classes). labels: (n,). A tick stands before a right answer, a cross
+    before a wrong one.
     """
     style()
-    n = len(originals)
-    weights = confidence(torch.cat([z_original, z_augmented]))
-    figure, axes = plt.subplots(2, n, figsize=(1.55 * n, 4.1), layout="constrained", squeeze=False)
-    for row, (images, logits) in enumerate([(originals, z_original), (augmented, z_augmented)]):
+    n, weights = len(pictures), confidence(torch.cat([z_original, z_augmented]))
+    figure, axes = plt.subplots(2, n, figsize=(1.75 * n, 5.4), layout="constrained", squeeze=False)
+    for row, (images, logits) in enumerate([(pictures, z_original), (twins, z_augmented)]):
         sure, said = logits.softmax(1).max(1)
-        for ax, image, certainty, name in zip(axes[row], images, sure.tolist(), said.tolist(), strict=True):
-            _picture(ax, image)
+        for k, ax in enumerate(axes[row]):
+            _picture(ax, images[k])
             ax.set(xticks=[], yticks=[])
-            ax.set_xlabel(f"teacher: {class_names[name]}\n{100 * certainty:.0f} % sure", fontsize="small")
-    for ax, label, weight in zip(axes[0], labels.tolist(), weights.tolist(), strict=True):
-        ax.set_title(f"label {class_names[label]}\nw = {weight:.2f}")
-    axes[0, 0].set_ylabel("original")
-    axes[1, 0].set_ylabel("augmented")
+            right = said[k] == labels[k]
+            answer = f"{'✓' if right else '✗'} {class_names[said[k]]}, {100 * sure[k]:.0f} %"
+            answer += f"\nw = {weights[k]:.2f}" * row
+            ax.set_xlabel(answer, color=_answer_colour(right), fontsize="small")
+    for k in range(n):
+        axes[0, k].set_title(class_names[labels[k]])
+        axes[1, k].set_title("\n".join(fired[k]) or "nothing", fontsize="small")
+    axes[0, 0].set_ylabel("image")
+    axes[1, 0].set_ylabel("augmented twin")
+    _caption(
+        figure, "above a twin: the operations that fired; below: the teacher's most probable class, right (✓) or wrong (✗)"
+    )
+    return figure
+
+
+def _answer_colour(right):
+    return sns.color_palette(PALETTE)[2 if right else 3]
+
+
+def softened(picture, twin, z_original, z_augmented, label, class_names, temperatures=(1, 4), most=5):
+    """An image and its twin with the teacher's most probable classes as bars, at several temperatures.
+
+    picture, twin: uint8 (C, H, W). z_original, z_augmented: the teacher's logits (classes,). label: the image's class, whose
+    bar is hatched.
+    """
+    style()
+    columns = 1 + len(temperatures)
+    figure, axes = plt.subplots(2, columns, figsize=(3 * columns, 4.6), layout="constrained")
+    for row, (image, z, name) in enumerate([(picture, z_original, "image"), (twin, z_augmented, "augmented twin")]):
+        _picture(axes[row, 0], image)
+        axes[row, 0].set(xticks=[], yticks=[], ylabel=name)
+        for ax, temperature in zip(axes[row, 1:], temperatures, strict=True):
+            p, classes = (z / temperature).softmax(0).sort(descending=True)
+            bars = ax.barh(range(most), 100 * p[:most], color="C0")
+            for k, (bar, which) in enumerate(zip(bars, classes.tolist(), strict=False)):
+                if which == label:
+                    bar.set(hatch="///", edgecolor="white")
+                ax.annotate(f" {100 * p[k]:.0f} %", (bar.get_width(), k), va="center", fontsize="small")
+            _rows(ax, [class_names[k] for k in classes[:most]])
+            ax.grid(visible=False)
+            ax.set(xlim=(0, 118), xticks=[0, 50, 100], title=f"T = {temperature:g}")
+    _caption(figure, f"the teacher's {most} most probable classes, in percent; hatched: the right one, {class_names[label]}")
     return figure
 
 
@@ -93,37 +131,59 @@ def _picture(ax, image):
     ax.grid(visible=False)
 
 
+LINES = ("-", "--", "-.", ":")
+
+
 def learning_curves(results, key="test_accuracy"):
-    """Mean over seeds of `key` against the epoch, a band from the lowest to the highest seed; results {arm: [Result]}."""
+    """Mean over seeds of `key` against the epoch, with the range of the seeds; results {arm: [Result]}.
+
+    Arms differ in colour, line and marker, and each is named where its line ends.
+    """
     style()
-    figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
+    ends = {}
     for k, (arm, runs) in enumerate(results.items()):
         epochs = [row["epoch"] for row in runs[0].curves if row[key] is not None]
         values = [[row[key] for row in run.curves if row[key] is not None] for run in runs]
         columns = list(zip(*values, strict=True))
         mean = [sum(column) / len(column) for column in columns]
-        ax.plot(epochs, mean, label=_named(arm, runs), marker=MARKERS[k], markevery=max(1, len(epochs) // 8), markersize=5)
-        ax.fill_between(epochs, [min(c) for c in columns], [max(c) for c in columns], alpha=0.15)
-    ax.set(xlabel="epoch", ylabel="test accuracy (%)")
-    ax.legend(title=f"mean and range of {len(runs)} seeds", loc="lower right")
+        shift = (k - (len(results) - 1) / 2) * 0.05 * epochs[-1] / len(epochs)  # ranges side by side, not above each other
+        places = [epoch + shift for epoch in epochs]
+        ax.vlines(places, [min(c) for c in columns], [max(c) for c in columns], color=f"C{k}", alpha=0.35, linewidth=2)
+        ax.plot(places, mean, LINES[k % len(LINES)], color=f"C{k}", marker=MARKERS[k % len(MARKERS)], markersize=6)
+        ends[_named(arm, runs)] = (mean[-1], f"C{k}")
+    heights = _apart([value for value, _ in ends.values()], ax)
+    for (arm, (_, colour)), height in zip(ends.items(), heights, strict=True):
+        ax.text(1.02, height, arm, color=colour, fontweight="bold", va="center", transform=ax.get_yaxis_transform())
+    ax.set(xlabel=f"epoch\nmean and range of {len(runs)} seeds", ylabel="test accuracy (%)")
     return figure
 
 
+def _apart(values, ax, part=0.065):
+    """Heights for labels at these values of an axes, none nearer to another than a part of it."""
+    low, high = ax.get_ylim()
+    least, placed = part * (high - low), {}
+    for k in sorted(range(len(values)), key=values.__getitem__):
+        placed[k] = max([values[k], *(place + least for place in placed.values())])
+    return [placed[k] for k in range(len(values))]
+
+
 def accuracies(results):
-    """Every seed's last-epoch accuracy as a dot; above the dots the mean and, from three seeds on, its 95 % t interval."""
+    """Last-epoch accuracies, a row an arm; a thin line a seed, from arm to arm, and each arm's mean with, from three seeds on,
+    its 95 % t interval."""
     style()
-    figure, ax = plt.subplots(figsize=(7, 0.75 * len(results) + 1.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(8.4, 0.75 * len(results) + 1.4), layout="constrained")
+    for values in zip(*([run.accuracy for run in runs] for runs in results.values()), strict=True):
+        ax.plot(values, range(len(results)), "o-", color="0.55", linewidth=1, markersize=4, alpha=0.8)
     for k, runs in enumerate(results.values()):
-        values = [run.accuracy for run in runs]
-        colour = sns.color_palette(PALETTE)[k]
-        ax.plot(values, [k + 0.18] * len(values), "o", color=colour, alpha=0.45, markersize=5)
-        mean, low, high = _ends(values)
-        ax.plot([low, high], [k] * 2, color=colour, linewidth=2.5)
-        ax.plot(mean, k, MARKERS[k], color=colour, markersize=8)
-        above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": "small"}
+        mean, low, high = _ends([run.accuracy for run in runs])
+        colour, marker = sns.color_palette(PALETTE, len(results))[k], MARKERS[k % len(MARKERS)]
+        ax.plot([low, high], [k] * 2, color=colour, linewidth=4, alpha=0.6, solid_capstyle="butt")
+        ax.plot(mean, k, marker, color=colour, markersize=10, markeredgecolor="white")
+        above = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontweight": "bold"}
         ax.annotate(f"{mean:.1f}", (mean, k), **above)
     _rows(ax, [_named(arm, runs) for arm, runs in results.items()])
-    ax.set_xlabel(f"test accuracy after the last epoch (%)\n{_what(len(runs))}; dots: {len(runs)} seeds")
+    ax.set_xlabel(f"test accuracy after the last epoch (%)\n{_what(len(runs))}; a thin line: one of {len(runs)} seeds")
     return figure
 
 

@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 
-from ccdlib import paths
+from ccdlib import bundled, paths
 from ccdlib.config import Checkpoint
 from ccdlib.registry import CcdError
 
@@ -260,12 +260,14 @@ def protocol_of(config):
 
 
 def existing(file):
-    """The path of a teacher checkpoint; CcdError when it is not there."""
+    """The path of a teacher checkpoint, of a bundled one, too; CcdError when it is not there."""
+    if file.startswith(bundled.PREFIX):
+        return bundled.teacher(file)
     path = Path(file).expanduser()
     if not path.is_file():
         raise CcdError(
             f"there is no {'file' if path.exists() else 'teacher checkpoint'} {path}; give a .safetensors or .pth file, "
-            "torchvision:NAME, or teacher=RunConfig(...)"
+            "torchvision:NAME, ccdlib:NAME, or teacher=RunConfig(...)"
         )
     return path
 

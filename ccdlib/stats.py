@@ -90,11 +90,11 @@ def p_below(values, bound):
 
 
 def collapsed(accuracies, chance):
-    """Which of an arm's runs collapsed: those whose accuracy lies less than half as far above `chance` as that of the arm's best
-    run, where that lies at least ten points above it.
+    """Which of an arm's runs collapsed: those whose accuracy lies less than half as far above `chance` as that of the arm's
+    best run, where that lies at least ten points above it.
 
-    One rule for all arms, which also names the runs of an arm of which most collapsed. accuracies and chance (100 / classes) are
-    in percent. Returns places in `accuracies`.
+    One rule for all arms, which also names the runs of an arm of which most collapsed. accuracies and chance (100 / classes)
+    are in percent. Returns places in `accuracies`.
     """
     best = max(accuracies) - chance
     return [k for k, accuracy in enumerate(accuracies) if best >= 10 and accuracy - chance < best / 2]
@@ -294,8 +294,9 @@ def _reached(ps, error):
 
 
 def corrected(claims):
-    """The verdicts of judged claims (dicts) once more, at errors that count how many claims there are (Holm 1979): the chance of
-    even one wrong verdict is at most 5 %. A claim that reaches no verdict then is "inconclusive". Untested ones are not counted.
+    """The verdicts of judged claims (dicts) once more, at errors that count how many claims there are (Holm 1979): the chance
+    of even one wrong verdict is at most 5 %. A claim that reaches no verdict then is "inconclusive". Untested ones are not
+    counted.
     """
     verdicts = [claim["verdict"] if claim["verdict"].startswith("untested") else "inconclusive" for claim in claims]
     tested = [k for k, claim in enumerate(claims) if not claim["verdict"].startswith("untested")]

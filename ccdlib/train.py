@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ccdlib import group, paths
+from ccdlib import bundled, group, paths
 from ccdlib.augment import Crops, Mix, crop_and_flip, draw_crops, normalise, rotations
 from ccdlib.config import Checkpoint, RunConfig
 from ccdlib.data import Data, load_data
@@ -54,10 +54,11 @@ class Result:
     accuracy: top-1 on the test set after the last epoch, in percent: the result. best_on_test: the best epoch's, chosen on
     the test set itself and therefore too high; only for comparison with papers that report it. curves: one dict an epoch.
     folder: the run's folder. seconds: of training, over all pieces. model(): the network, in eval mode on the CPU. heads(): the
-    method with its trained heads, for teachers whose method keeps them.
+    method with its trained heads, for teachers whose method keeps them. (Of a Checkpoint, which measured() makes one of, there
+    are accuracy and config only.)
     """
 
-    config: RunConfig
+    config: RunConfig | Checkpoint
     accuracy: float
     best_on_test: float
     curves: list
@@ -72,6 +73,8 @@ class Result:
 
     def model(self):
         """The trained network, in eval mode on the CPU."""
+        if isinstance(self.config, Checkpoint):
+            return _from_checkpoint(self.config, self)
         network = build(self.config.model, classes=self.classes, channels=self.channels)
         return load_weights(self.folder / "weights.safetensors", network, self.config.model).eval()
 
@@ -300,8 +303,31 @@ def _from_checkpoint(teacher, data):
     return network.eval()
 
 
-def _accuracy_of(teacher, data, device):
-    return evaluate(copy.deepcopy(teacher).to(device), data, device)["accuracy"]
+def _accuracy_of(teacher, network, data, device):
+    """Percent that the network of a Checkpoint reaches on the test set: measured, or what the card of a bundled one says, whose
+    weights and data are known by their checksums."""
+    card = bundled.card(teacher.file)
+    if card and card["data_sha256"] == data.fingerprint:
+        return card["accuracy"]
+    return evaluate(copy.deepcopy(network).to(device), data, device)["accuracy"]
+
+
+def measured(teacher, data):
+    """A Checkpoint as a Result without training: its accuracy on the test images of `data`, and no curves."""
+    device, network = best_device(), _from_checkpoint(teacher, data)
+    reached = _accuracy_of(teacher, network, data, device)
+    _check_accuracy(teacher, reached, data)
+    file = Path(teacher.file)
+    return Result(teacher, reached, reached, [], file, {"seconds": 0.0}, data.classes, data.channels)
+
+
+def network_of(config, data, show="epochs"):
+    """The network of a RunConfig, trained or found, or of a Checkpoint, in eval mode on the CPU; show: see fit()."""
+    if isinstance(config, RunConfig):
+        return fit(config, show).model()
+    if show != "none":
+        print(f"{config.file}: {measured(config, data).accuracy:.1f} % on the test images, from its file")
+    return _from_checkpoint(config, data)
 
 
 def _check_accuracy(teacher, reached, data):
@@ -320,7 +346,7 @@ def _check_teacher_of(folder, data, device):
     if isinstance(teacher, Checkpoint) and teacher.accuracy is not None:
         reached = folder.metrics.get("teacher_accuracy")
         if reached is None:
-            reached = _accuracy_of(_from_checkpoint(teacher, data), data, device)
+            reached = _accuracy_of(teacher, _from_checkpoint(teacher, data), data, device)
         _check_accuracy(teacher, reached, data)
 
 
@@ -672,7 +698,7 @@ def _train(folders, data, taught_by, device, show, repair):
         )
     teacher, facts = members[0].trainee.config.teacher, {}
     if isinstance(teacher, Checkpoint):
-        facts = {"teacher_accuracy": _accuracy_of(taught_by.network, data, device)}
+        facts = {"teacher_accuracy": _accuracy_of(teacher, taught_by.network, data, device)}
         _check_accuracy(teacher, facts["teacher_accuracy"], data)
     saved, epochs = time.monotonic(), members[0].trainee.config.epochs
     for epoch in _epochs(members, show):
@@ -826,9 +852,13 @@ def _float(output):
 
 
 @torch.no_grad()
-def evaluate(network, data, device="cpu", batch=500):
-    """{"accuracy" (percent), "loss"} of a network on the test set; the processes of a group take every image once."""
+def evaluate(network, data, device="cpu", batch=None):
+    """{"accuracy" (percent), "loss"} of a network on the test set; the processes of a group take every image once.
+
+    batch: images at once; None: 500 on a GPU, and on a CPU 125, because the features of more leave its cache.
+    """
     device, counts = torch.device(device), torch.zeros(3, dtype=torch.float64)
+    batch = batch or (500 if device.type == "cuda" else 125)
     for images, labels in data.in_parts(torch.arange(len(data.test_labels))[group.rank() :: group.size()], batch):
         if not len(labels):  # more processes than images
             continue

@@ -30,7 +30,7 @@ def published_results():
 def judged(result):
     """The claims of a results.json, judged by the rules of today; "old": the arms trained by an arithmetic or a recipe that has
     changed since. Claims that are not declared any more stay as they are, without a correction."""
-    asked = profile_parameters(find(result["notebook"]), "smoke") | result["parameters"]
+    asked = profile_parameters(find(result["notebook"]), result["profile"]) | result["parameters"]
     plan = experiment(result["notebook"], asked)
     accuracies = {row["arm"]: row["accuracies"] for row in result["table"]}
     seeds, chance = result["table"][0]["seeds"], 100 / sizes_of(asked["data"]).classes

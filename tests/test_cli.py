@@ -66,7 +66,7 @@ def test_the_help_says_what_an_exit_status_means():
         (["data", "mnist"], "unknown dataset 'mnist'"),
         (["models", "--classes", "1"], "1 is not in the range"),
         (["fit", "nothing.yaml"], "nothing.yaml cannot be read"),
-        (["run", "00_quickstart", "-p", "n_train", "-5"], "-5 training images leave some of the 10 classes empty"),
+        (["run", "00_quickstart", "-p", "n_train", "-5"], "-5 training images leave some of the 20 classes empty"),
         (["run", "00_quickstart", "-p", "recipe", "big"], "unknown recipe 'big'"),
         (["batch", "00_quickstrat"], "Did you mean '00_quickstart'"),
     ],

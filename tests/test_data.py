@@ -220,10 +220,10 @@ def test_no_network_for_a_download(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["digit", "npz", "npz:", "digits:here", "imagenet"])
 def test_unknown_names_list_what_is_there(name):
-    every = "Allowed: digits, cifar10, cifar100, npz:PATH, folder:PATH, imagenet:PATH, photos"
+    every = "Allowed: objects, digits, cifar10, cifar100, npz:PATH, folder:PATH, imagenet:PATH, photos"
     with pytest.raises(CcdError, match=f"unknown dataset .*{every}"):
         load_data(name)
-    assert set(DATASETS) == {"digits", "cifar10", "cifar100", "npz", "folder", "imagenet", "photos"}
+    assert set(DATASETS) == {"objects", "digits", "cifar10", "cifar100", "npz", "folder", "imagenet", "photos"}
 
 
 def test_subsets_are_stratified_nested_and_repeatable():

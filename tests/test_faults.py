@@ -450,7 +450,7 @@ def alive(outputs):
 @needs_proc
 @pytest.mark.parametrize("how", ["INT", "TERM"])
 def test_an_interrupted_run_says_one_line_and_leaves_nothing(outputs, how):
-    arguments = ("-p", "student_epochs", "2000", "-p", "seeds", "2", "-p", "n_teacher", "20", "-p", "teacher_epochs", "1")
+    arguments = ("-p", "data", "digits", "-p", "teacher", "train", "-p", "student_epochs", "2000", "-p", "n_teacher", "20")
     process = subprocess.Popen(
         [sys.executable, "-m", "ccdlib", "run", "00_quickstart", *arguments],
         stdout=subprocess.PIPE,

@@ -75,7 +75,11 @@ def test_a_cost_table_reads_sizes_from_the_data_and_is_readable():
 def test_the_weights_of_training_images():
     data, policy = load_data("digits", n_train=30), POLICIES["cifar100"]
     teacher = build("resnet8", 10, 1, seed=3).eval()
-    weights, twins = training_weights(teacher, data, policy, seed=4)
+    weights, twins, fired = training_weights(teacher, data, policy, seed=4)
+    untouched = [not ops for ops in fired]
+    assert torch.equal((twins == data.train_images).flatten(1).all(1) | ~torch.tensor(untouched), torch.ones(30).bool())
+    assert len(fired) == 30
+    assert not all(untouched)
     assert list(weights) == ["JDA", *dict.fromkeys(op for op, _ in policy.effective(1))]
     again = confidence(torch.cat([predict(teacher, data, data.train_images), predict(teacher, data, twins)]))
     torch.testing.assert_close(weights["JDA"], again)

@@ -21,7 +21,7 @@ from ccdlib.registry import CcdError
 from ccdlib.train import fit
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
-TINY = {"n_train": 20, "seeds": 2, "teacher_epochs": 1, "student_epochs": 1, "teacher_model": "resnet8"}
+TINY = {"teacher": "train", "n_train": 20, "seeds": 2, "teacher_epochs": 1, "student_epochs": 1, "teacher_model": "resnet8"}
 
 # A notebook as small as can be, with everything the door looks at.
 CELLS = {

@@ -1,0 +1,99 @@
+"""Pilot runs: on which sizes and recipes were chosen, on seeds from 1000 up, which no result uses.
+
+    python benchmarks/pilots.py class      lengths and learning rates for profile class of 00_quickstart
+    python benchmarks/pilots.py methods    compared methods under the small recipe, against the student alone
+
+Prints a table and keeps it, with every accuracy, in pilots.json. Trained runs are found again, as everywhere (CCD_OUTPUTS).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from ccdlib.bundled import cards
+from ccdlib.config import RECIPES, RunConfig, recipe_of
+from ccdlib.experiments import NAMES, cohorts_of, side_by_side
+from ccdlib.methods import METHODS
+from ccdlib.runs import best_device, provenance, write_whole
+from ccdlib.stats import paired
+from ccdlib.train import fit
+
+FILE = Path(__file__).with_name("pilots.json")
+FIRST = 1000  # seed
+TEACHER = next(iter(cards().values()))["configuration"]  # as the bundled ones are trained
+
+# (training images, epochs, learning rate, seeds), of 20 classes: the smallest is two images of each.
+DESIGNS = (
+    (200, 20, 0.05, 4),
+    (200, 15, 0.05, 4),
+    (200, 15, 0.03, 8),
+    (200, 15, 0.02, 4),
+    (100, 40, 0.05, 4),
+    (100, 30, 0.1, 4),
+    (100, 30, 0.05, 4),
+    (100, 30, 0.03, 8),
+    (100, 30, 0.02, 4),
+    (60, 40, 0.05, 4),
+    (60, 40, 0.03, 4),
+    (40, 60, 0.05, 8),
+    (40, 60, 0.03, 8),
+    (40, 60, 0.02, 8),
+)
+TAUGHT = 4  # pilot teachers, each of one or two pilot students
+
+
+def teacher(seed):
+    seed = FIRST + (seed - FIRST) % TAUGHT
+    return RunConfig(**TEACHER | {"seed": seed, "subset_seed": seed})
+
+
+def student(seed, recipe, teacher=None, **what):
+    what = {"model": "resnet8", "method": "kd" if teacher else "ce"} | recipe | what
+    what["eval_every"] = what["epochs"]
+    return RunConfig(data="objects", seed=seed, subset_seed=seed, teacher=teacher, **what)
+
+
+def of_designs():
+    for images, epochs, lr, n in DESIGNS:
+        recipe = RECIPES["small"] | {"n_train": images, "epochs": epochs, "lr": lr}
+        seeds = range(FIRST, FIRST + n)
+        alone = [student(s, recipe) for s in seeds]
+        kd = [student(s, recipe, teacher(s)) for s in seeds]
+        name = f"{images} images, {epochs} epochs, lr {lr:g}"
+        yield f"{name}: student alone", alone, None
+        yield f"{name}: KD", kd, alone
+        yield f"{name}: KD + JDA", [config.but(views="cifar100") for config in kd], kd
+
+
+def of_methods(n=4):
+    """SSKD and HSAKD apart, whose heads take an hour."""
+    seeds, sizes = range(FIRST, FIRST + n), {"n_train": 100, "epochs": 30}
+    alone = [student(s, RECIPES["small"] | sizes) for s in seeds]
+    yield "student alone", alone, None
+    for method, name in NAMES.items():
+        if METHODS[method].teacher_method is None:
+            own = recipe_of("small", "resnet8", method if f"small_{method}" in RECIPES else "") | sizes
+            own |= {"settings": {"negatives": 32}} if method == "crd" else {}
+            for views in ("none", "cifar100"):
+                arm = [student(s, own, teacher(s), method=method, views=views) for s in seeds]
+                yield name + " + JDA" * (views != "none"), arm, alone
+
+
+def main(section):
+    """Train the arms of a section and say how far each lies above what it is compared with."""
+    arms = list({"class": of_designs, "methods": of_methods}[section]())
+    rows = []
+    with side_by_side(cohorts_of([config for _, configs, _ in arms for config in configs])) as trained:
+        for name, configs, base in arms:
+            trained(configs)
+            found = [fit(config, show="none").accuracy for config in configs]
+            against = base and paired(found, [fit(config, show="none").accuracy for config in base])
+            rows.append({"arm": name, "accuracies": found, "gain": against and list(against)})
+            print(f"{name:45} {sum(found) / len(found):5.1f} %  {against or ''}", flush=True)
+    kept = json.loads(FILE.read_text()) if FILE.exists() else {}
+    kept[section] = {"first_seed": FIRST, "rows": rows, "provenance": provenance(best_device())}
+    write_whole(FILE, json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])
