@@ -67,7 +67,7 @@ def softened(picture, twin, z_original, z_augmented, label, class_names, tempera
     bar is hatched.
     """
     style()
-    columns = 1 + len(temperatures)
+    columns, most = 1 + len(temperatures), min(most, len(class_names))
     figure, axes = plt.subplots(2, columns, figsize=(3 * columns, 4.6), layout="constrained")
     for row, (image, z, name) in enumerate([(picture, z_original, "image"), (twin, z_augmented, "augmented twin")]):
         _picture(axes[row, 0], image)

@@ -86,6 +86,7 @@ def test_every_notebook_has_its_profiles_and_every_profile_its_notebook():
     assert found.pop("lite") == found.pop("paper") == stems
     assert found.pop("paper_resnet56") == stems - {"07_imagenet"}
     assert found.pop("lite_cifar100") == {"06_ccd"}
+    assert found.pop("class") == {"00_quickstart"}
     # The other pairs of the published table, for the notebooks about compared methods.
     assert len(found) == 6
     assert all(held == {"05_compatibility", "06_ccd"} for held in found.values())

@@ -146,7 +146,8 @@ def test_the_verdict_page_shows_every_claim_and_changes_with_it():
     text = verdicts.table(results)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + sum(len(r["claims"]) for r in results)
-    table = {row["arm"]: row for row in results[0]["table"]}
+    lite = next(r for r in results if (r["profile"], r["notebook"]) == ("lite", "00_quickstart"))
+    table = {row["arm"]: row for row in lite["table"]}
     better = [accuracy + 1 for accuracy in table["KD + JDA"]["accuracies"]]
     table["CCD"]["accuracies"] = [b - 0.02 * k for k, b in enumerate(better)]
     changed = verdicts.table(results)
