@@ -54,7 +54,7 @@ clean:
 	  echo 'Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3.11, or use conda (environment.yml).'; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo 'python3-venv is missing: install it (Debian, Ubuntu: apt install python3-venv), or use conda (environment.yml).'; exit 1; }
-	@echo 'Setting up .venv; this takes a minute or two, once.'
+	@echo 'Setting up .venv; this takes a few minutes, once.'
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt --editable '.[batch]'
 	@touch $@

@@ -317,9 +317,10 @@ def _bundled(p):
             f"n_teacher = {p['n_teacher']} with teacher = 'bundled': bundled teachers have seen all training images; give "
             "n_teacher = 0, or teacher = train"
         )
-    given = enumerate(names)
+    model = p["teacher_model"]
     return [
-        Checkpoint(model=p["teacher_model"], file=PREFIX + name, accuracy=known[name]["accuracy"], seed=k) for k, name in given
+        Checkpoint(model=model, file=PREFIX + name, accuracy=known[name]["accuracy"], seed=seed)
+        for seed, name in enumerate(names)
     ]
 
 

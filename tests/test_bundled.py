@@ -1,6 +1,5 @@
 """What comes with the package: photographs and teachers are what their cards and checksums say, and notebooks can use them."""
 
-import csv
 import hashlib
 import io
 import json
@@ -26,11 +25,6 @@ NAMES = list(bundled.cards())
 FINGERPRINT = "17ead342b97b481ee54566f074be343b2352085a3394e06c51bf48559dacae02"
 
 
-def listed():
-    with open(bundled.OBJECTS / "images.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_files_have_their_checksums():
     lines = (bundled.OBJECTS / "SHA256SUMS").read_text().splitlines()
     for line in lines:
@@ -40,7 +34,7 @@ def test_files_have_their_checksums():
 
 
 def test_objects_are_the_photographs_that_the_list_says():
-    data, rows = ccdlib.load_data("objects"), listed()
+    data, (rows, _) = ccdlib.load_data("objects"), bundled._listed()
     assert data.fingerprint == FINGERPRINT
     assert (data.shape, data.classes, len(data.train_labels), len(data.test_labels)) == ((3, 32, 32), 20, 1000, 929)
     assert (data.train_labels.bincount() == 50).all()

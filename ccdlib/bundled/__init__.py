@@ -22,9 +22,7 @@ def photographs():
     """(arrays, class names) of the 20 classes of objects/: images uint8 (N, 3, 32, 32), labels int64 (N,)."""
     from ccdlib.bundled.objects.rebuild import tiles
 
-    with open(OBJECTS / "images.csv", newline="") as file:
-        listed = list(csv.DictReader(file))
-    names = tuple(dict.fromkeys(row["label"] for row in listed))
+    listed, names = _listed()
     arrays = {}
     for split in ("train", "test"):
         labels = [names.index(row["label"]) for row in listed if row["split"] == split]
@@ -35,9 +33,16 @@ def photographs():
 
 def gallery():
     """(20, 3, 160, 160) uint8: the first test photograph of each class of objects/, larger, for pictures."""
-    _, names = photographs()
+    _, names = _listed()
     shown = [np.asarray(_picture(OBJECTS / "gallery" / f"{name}.jpg")) for name in names]
     return np.stack(shown).transpose(0, 3, 1, 2)
+
+
+def _listed():
+    """(a dict for each photograph, in their order; class names)."""
+    with open(OBJECTS / "images.csv", newline="") as file:
+        listed = list(csv.DictReader(file))
+    return listed, tuple(dict.fromkeys(row["label"] for row in listed))
 
 
 def _picture(file):
