@@ -1,30 +1,51 @@
-"""The batch: teachers -> runs -> notebooks -> verdict page. `ccd batch` starts it; ccdlib/batch.py says what is missing.
+"""The batch: teachers -> runs -> notebooks -> verdict page. `ccd batch` starts it; ccdlib/kit/batch.py says what is missing.
 
-Only what is missing is in the graph: what is done is read from the run store and the results. The engine's outputs are marker
-files; nothing that was computed is an output that it could delete.
+Only what is missing is in the graph, by a plan that the batch wrote: what is done is read from the run store and the results. The
+engine's outputs are marker files; nothing that was computed is an output that it could delete.
 """
 
+import json
 import sys
+from pathlib import Path
 from shlex import quote
 
-from ccdlib.batch import PAGE, Grid, expected, summary
 
-grid = Grid(config.get("profile", "smoke"), str(config.get("notebooks", "")).split(), check="checked" not in config)
-if workflow.is_main_process:  # a job on another machine may not see yet what was just done
+def planned():
+    """The path of the plan: that of `ccd batch`, else a new one."""
+    if "plan" in config:
+        return Path(config["plan"])
+    from ccdlib.base.paths import outputs
+    from ccdlib.kit.batch import Grid, expected, summary
+
+    kept = outputs() / ".batch" / config.get("profile", "smoke") / "plan.json"
+    if not workflow.is_main_process and kept.exists():  # a job on another machine does what was planned
+        return kept
+    grid = Grid(config.get("profile", "smoke"), str(config.get("notebooks", "")).split())
     grid.forget()
-if workflow.output_settings.dryrun:  # workflow.dryrun is not known yet
-    print(summary(grid, expected(grid)), file=sys.stderr)
+    if workflow.output_settings.dryrun:  # workflow.dryrun is not known yet
+        print(summary(grid, expected(grid)), file=sys.stderr)
+    return grid.write_plan()
 
-done, logs = (grid.folder / "done").as_posix(), (grid.folder / "logs").as_posix()
-asked = " ".join(f"--notebook {stem}" for stem in grid.stems)
-DO = f"OMP_NUM_THREADS={{threads}} CCD_JOBS=1 {quote(sys.executable)} -m ccdlib job --gpus {{resources.gpu}} "
-DO += f"--profile {grid.profile} {asked} "
-TO_LOG = " > {log:q} 2>&1"
+
+PLAN = planned()
+FOLDER, JOBS = PLAN.parent, json.loads(PLAN.read_text())["jobs"]
+DONE, LOGS = (FOLDER / "done").as_posix(), (FOLDER / "logs").as_posix()
+DO = f"OMP_NUM_THREADS={{threads}} CCD_JOBS=1 {quote(sys.executable)} -m ccdlib job --gpus {{resources.gpu}} --plan {quote(str(PLAN))} "
 # On a CPU one thread unless asked for more: a run has the same bits wherever it is trained.
 THREADS = int(config.get("threads", 1))
 
 
-workdir: grid.folder.as_posix()
+def named(kind):
+    """The marker names of the jobs of a kind, as a pattern."""
+    return "|".join(name for name, job in JOBS.items() if job["kind"] == kind) or "(?!)"
+
+
+def needed(name):
+    """The marker files of what a job needs."""
+    return [f"{DONE}/{other}" for other in JOBS[name]["needs"]]
+
+
+workdir: FOLDER.as_posix()
 
 
 # No limit of jobs a second, which Snakemake (9.15) always has: for it, it wakes once a second more for each job that ended,
@@ -35,50 +56,51 @@ onstart:
 
 rule all:
     input:
-        grid.markers(grid.missing()),
+        [f"{DONE}/{name}" for name in JOBS],
 
 
 rule cohort:
     input:
-        lambda wildcards: grid.markers(grid.needs(wildcards.key)),
+        lambda wildcards: needed(wildcards.name),
     output:
-        done + "/{key}",
+        DONE + "/{name}",
     wildcard_constraints:
-        key="|".join(grid.cohorts),
+        name=named("cohort"),
     log:
-        logs + "/{key}.log",
-    threads: lambda wildcards: THREADS * grid.processes(wildcards.key)
+        LOGS + "/{name}.log",
+    threads: lambda wildcards: THREADS * JOBS[wildcards.name]["processes"]
     resources:
-        gpu=lambda wildcards: grid.processes(wildcards.key),
+        gpu=lambda wildcards: JOBS[wildcards.name]["processes"],
     shell:
-        DO + "{wildcards.key}" + TO_LOG
+        DO + "{wildcards.name} > {log:q} 2>&1"
 
 
 rule notebook:
     input:
-        lambda wildcards: grid.markers(grid.needs(wildcards.stem)),
+        lambda wildcards: needed(wildcards.name),
     output:
-        done + "/{stem}-{fingerprint}",
+        DONE + "/{name}",
     wildcard_constraints:
-        stem="|".join(grid.stems),
-        fingerprint="[0-9a-f]{12}",
+        name=named("notebook"),
     log:
-        logs + "/{stem}-{fingerprint}.log",
+        LOGS + "/{name}.log",
     threads: THREADS
     resources:
         gpu=1,
     shell:
-        DO + "{wildcards.stem}" + TO_LOG
+        DO + "{wildcards.name} > {log:q} 2>&1"
 
 
 rule verdicts:
     input:
-        grid.markers(grid.needs(PAGE)),
+        lambda wildcards: needed(wildcards.name),
     output:
-        f"{done}/{PAGE}",
+        DONE + "/{name}",
+    wildcard_constraints:
+        name=named("page"),
     log:
-        f"{logs}/{PAGE}.log",
+        LOGS + "/{name}.log",
     resources:
         gpu=0,
     shell:
-        DO + PAGE + TO_LOG
+        DO + "{wildcards.name} > {log:q} 2>&1"

@@ -12,20 +12,33 @@ The words of the kit:
     recipe, profile     settings of a training; settings of a notebook (smoke, lite, paper)
 """
 
-from ccdlib.augment import AUGMENTATIONS, OPS, POLICIES, Policy, apply_op
-from ccdlib.config import RECIPES, Checkpoint, RunConfig, teacher_of_method
+from ccdlib.analyses import EXPERIMENTS, Experiment, experiment
+from ccdlib.base import extensions, registry
+from ccdlib.base.registry import CcdError, UnknownName
 from ccdlib.data import DATASETS, Data, load_data
-from ccdlib.experiments import EXPERIMENTS, Experiment, experiment
-from ccdlib.losses import LOSSES, WEIGHTS, confidence
-from ccdlib.methods import METHODS
-from ccdlib.models import MODELS, Output, build
-from ccdlib.notebook import Run
-from ccdlib.registry import CcdError, UnknownName
-from ccdlib.runs import DamagedRun
-from ccdlib.train import Diverged, Result, check, evaluate, fit, fit_cohort, predict
+from ccdlib.kit.analysis import Analysis
+from ccdlib.methods import LOSSES, METHODS, WEIGHTS, Given, Method, Range, confidence
+from ccdlib.models import MODELS, Backbone, Output, build
+from ccdlib.training import (
+    RECIPES,
+    Checkpoint,
+    DamagedRun,
+    Diverged,
+    Result,
+    RunConfig,
+    check,
+    evaluate,
+    fit,
+    fit_cohort,
+    predict,
+    teacher_of_method,
+)
+from ccdlib.views import OPS, POLICIES, VIEWS, Op, Policy, ViewRule, apply_op
+
+registry.seal()  # what is added from here on is a reader's own
+extensions.load_from_environment()
 
 __all__ = [
-    "AUGMENTATIONS",
     "DATASETS",
     "EXPERIMENTS",
     "LOSSES",
@@ -34,19 +47,26 @@ __all__ = [
     "OPS",
     "POLICIES",
     "RECIPES",
+    "VIEWS",
     "WEIGHTS",
+    "Analysis",
+    "Backbone",
     "CcdError",
     "Checkpoint",
     "DamagedRun",
     "Data",
     "Diverged",
     "Experiment",
+    "Given",
+    "Method",
+    "Op",
     "Output",
     "Policy",
+    "Range",
     "Result",
-    "Run",
     "RunConfig",
     "UnknownName",
+    "ViewRule",
     "apply_op",
     "build",
     "check",

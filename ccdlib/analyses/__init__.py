@@ -1,0 +1,24 @@
+"""The analyses: a module for each notebook, with its arms, its claims and what its figures need.
+
+    experiment.py  arms and claims as data, and how they are trained    common.py  what the analyses share
+    00 quickstart, 01 joint_augmentation, 02 augmented_teacher, 03 proportion, 04 few_shot, 05 compatibility,
+    06 ccd, 07 imagenet
+
+It may import evidence, training and what is below.
+"""
+
+from ccdlib.analyses import (
+    augmented_teacher,
+    ccd,
+    compatibility,
+    few_shot,
+    imagenet,
+    joint_augmentation,
+    proportion,
+    quickstart,
+)
+from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, experiment
+
+EVERY = (quickstart, joint_augmentation, augmented_teacher, proportion, few_shot, compatibility, ccd, imagenet)
+
+__all__ = ["EVERY", "EXPERIMENTS", "Experiment", "experiment"]

@@ -1,0 +1,31 @@
+"""02: should the teacher see augmented images too?"""
+
+from ccdlib.analyses.common import needs_of, seeds_needed, students_of, teachers_of
+from ccdlib.analyses.experiment import EXPERIMENTS, Experiment
+from ccdlib.evidence.stats import more, no_better
+
+
+@EXPERIMENTS.add("02_augmented_teacher")
+def augmented_teacher(p):
+    """(b): teachers without and with JDA, each teaching students without and with JDA."""
+    plain, rich = teachers_of(p), teachers_of(p, views=p["policy"])
+    arms = {
+        "teacher": plain,
+        "teacher + JDA": rich,
+        "KD": students_of(p, plain),
+        "KD + JDA": students_of(p, plain, views=p["policy"]),
+        "KD from teacher + JDA": students_of(p, rich),
+        "KD + JDA from teacher + JDA": students_of(p, rich, views=p["policy"]),
+    }
+    margin, least = p["margin"], seeds_needed(p)
+    without = "without JDA in distillation, a teacher trained with JDA makes no better student"
+    within = "with JDA in distillation, a teacher trained with JDA makes no better student"
+    claims = (
+        more("(b)", "training with JDA improves the teacher", "teacher + JDA", "teacher", **needs_of(p)),
+        no_better("(b)", without, "KD from teacher + JDA", "KD", margin, **least),
+        no_better("(b)", within, "KD + JDA from teacher + JDA", "KD + JDA", margin, **least),
+    )
+    trained = {arm: "with JDA" if "teacher + JDA" in arm else "without JDA" for arm in arms}
+    who = {arm: "the teacher" if arm.startswith("teacher") else f"student, {arm.partition(' from ')[0]}" for arm in arms}
+    facts = {arm: {"who": who[arm], "teacher": trained[arm]} for arm in arms}
+    return Experiment(arms, claims, facts)

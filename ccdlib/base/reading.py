@@ -1,0 +1,60 @@
+"""Files that people write, read strictly: text that is UTF-8, YAML whose keys are words and stand once, and plain names."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from ccdlib.base.registry import CcdError
+
+
+def text_of(file: str | Path) -> str:
+    """The text of a file, its path's `~` expanded; CcdError where it cannot be read or is not UTF-8."""
+    path = Path(file).expanduser()
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CcdError(f"{path} is no UTF-8 text (byte {error.start} is none); save it as UTF-8") from error
+    except OSError as error:
+        raise CcdError(f"{path} cannot be read ({error.strerror}); give an existing file that you may read") from error
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key that stands twice, or is no word, is an error; YAML itself silently takes the last one."""
+
+    def construct_mapping(self, node, deep=False):
+        merge = "tag:yaml.org,2002:merge"  # `<<`, which stands for the keys of another mapping
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
+        for key in keys:
+            if not isinstance(key, str):
+                raise CcdError(f"the key {key!r} is of type {type(key).__name__}; keys must be words, so put it in quotes")
+            if keys.count(key) > 1:
+                raise CcdError(f"the key {key!r} stands {keys.count(key)} times; write it once")
+        return super().construct_mapping(node, deep)
+
+
+# At once and whole, so that what contains itself is an error.
+_Strict.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True))
+
+
+_Strict.add_constructor("tag:yaml.org,2002:seq", lambda loader, node: loader.construct_sequence(node, deep=True))
+
+
+def value_of(text: str, where: object, advice: str = "write one `name: value` a line") -> object:
+    """What YAML (or JSON) `text` says; where: its place, for messages. Errors: CcdError."""
+    try:
+        return yaml.load(text, _Strict)
+    except CcdError as error:
+        raise CcdError(f"{where}: {error}") from None
+    except RecursionError:
+        raise CcdError(f"{where} is nested too deeply; write it out") from None
+    except ValueError as error:  # a date that is none, a number of thousands of digits
+        raise CcdError(f"{where} has a value that cannot be read ({error}); write another one, or put it in quotes") from None
+    except yaml.YAMLError as error:
+        raise CcdError(f"{where} cannot be read as YAML ({error}); {advice}") from error
+
+
+def check_name(name, what):
+    """Raise CcdError unless `name` is a name, which stands for a file or folder of that name in one place, and no path."""
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise CcdError(f"{what} {name!r} is no name; allowed are letters, digits, `_`, `.`, `+` and `-`, no path")

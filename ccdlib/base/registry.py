@@ -1,0 +1,196 @@
+"""Things by name: a registry is a dict whose wrong names get a helpful answer, and which knows what was added from outside."""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ccdlib.base import sources
+
+GOES_ON = "The same command goes on from here; what is finished is kept."  # said where a training was stopped
+
+
+class CcdError(ValueError):
+    """A mistake of the caller that can be put right; the text says what was given, what is allowed and what to do."""
+
+
+class UnknownName(CcdError, KeyError):
+    """A name that no row of a registry has. It is also a KeyError, because registries are dicts."""
+
+    __str__ = ValueError.__str__  # KeyError would print the message in quotes
+
+
+def unknown(kind: str, name: object, allowed: Iterable, hint: str = "") -> UnknownName:
+    """The error for a wrong `name` of a `kind`: the nearest allowed name first, then all that are allowed, then `hint`."""
+    allowed = [str(a) for a in allowed]
+    by_lower = {a.lower(): a for a in allowed}
+    near = get_close_matches(str(name).lower(), by_lower, n=1)
+    guess = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+    return UnknownName(f"unknown {kind} {name!r}.{guess} Allowed: {', '.join(allowed)}.{hint}")
+
+
+class Added(NamedTuple):
+    """A row that a reader's own code added: of which kind of registry, its name, what was given with which options, and the file
+    of the module that did it (None: a cell, a prompt or a script, which cannot be imported).
+
+    sent: the digest that it has in the process that sent it; None for a row that was added here.
+    """
+
+    kind: str
+    name: str
+    thing: Any
+    options: dict
+    file: str | None
+    sent: str | None = None
+
+    def digest(self) -> str:
+        """The digest of its source and of all of the reader's own that it refers to, as they are now (see sources).
+
+        Errors: CcdError for what refers to something whose content cannot be read.
+        """
+        try:
+            return self.sent or sources.digest((self.thing, self.options))
+        except TypeError as error:
+            raise CcdError(
+                f"{self.kind} {self.name!r} cannot be told from a changed one: {error}. Use numbers, text, tensors and functions "
+                "there, or make the thing inside of the function"
+            ) from None
+
+
+REGISTRIES: dict[str, "Registry"] = {}  # by kind
+_sealed = False
+
+
+def seal() -> None:
+    """Say that the kit's own rows are complete: what is added from now on is a reader's, and its source names runs."""
+    global _sealed
+    _sealed = True
+
+
+class Registry(dict):
+    """A dict of one kind of thing ("loss", "model", ...), filled where the things are defined.
+
+    row: makes the value of (name, thing, **options); None: the thing itself. options: those that add() takes, with their
+    defaults. `added` holds the rows that came from outside of the kit, by name.
+    """
+
+    def __init__(self, kind: str, row: Callable | None = None, **options):
+        super().__init__()
+        self.kind, self._row, self._defaults = kind, row, options
+        self.options: dict[str, dict] = {}
+        self.added: dict[str, Added] = {}
+        self._followers: list[tuple[Registry, Callable]] = []
+        REGISTRIES[kind] = self
+
+    def __missing__(self, name):
+        raise unknown(self.kind, name, self)
+
+    def add(self, name: str, **options) -> Callable:
+        """Decorator: `@LOSSES.add("kd")` above a definition makes it a row.
+
+        A reader's own row may be defined again, as a notebook cell is executed again. Errors: CcdError for a name that the kit
+        itself has, and for options that the registry does not know.
+        """
+
+        def keep(thing):
+            self._put(name, thing, options)
+            return thing
+
+        return keep
+
+    def __setitem__(self, name, thing):
+        self._put(name, thing, {})
+
+    def update(self, *others, **rows):
+        """Add several rows."""
+        for other in (*others, rows):
+            for name, thing in dict(other).items():
+                self._put(name, thing, {})
+
+    def __ior__(self, rows: Mapping):
+        self.update(rows)
+        return self
+
+    def follow(self, other: "Registry", row: Callable) -> None:
+        """Have a row row(name, thing, **options) for every row of another registry, now and whenever one is added there."""
+        other._followers.append((self, row))
+        for name, thing in other.items():
+            dict.__setitem__(self, name, row(name, thing, **other.options[name]))
+            self.options[name] = other.options[name]
+
+    def _put(self, name, thing, options):
+        for option in options:
+            if option not in self._defaults:
+                raise unknown(f"option of a {self.kind}", option, self._defaults or ["(it has none)"])
+        options = self._defaults | options
+        for registry in (self, *(follower for follower, _ in self._followers)):
+            registry._check_free(name)
+        added = None
+        if _sealed:
+            if not (isinstance(name, str) and re.fullmatch(r"\w[\w.+-]*", name)):
+                raise CcdError(f"{self.kind} {name!r}: a name has letters, digits, `_`, `.`, `+` and `-`, and no path")
+            caller = _caller()
+            sources.remember(caller.f_code.co_filename)  # the file may be edited while this process lives
+            added = Added(self.kind, name, thing, options, _file_of(caller))
+            added.digest()  # says what is wrong at once
+        self._keep(name, thing, options, added)
+
+    def _check_free(self, name):
+        if name in self and name not in self.added:
+            raise CcdError(f"the {self.kind} {name!r} is the kit's own; give yours another name")
+
+    def _keep(self, name, thing, options, added):
+        rows = [(self, self._row or (lambda name, thing, **options: thing)), *self._followers]
+        for registry, row in rows:
+            dict.__setitem__(registry, name, row(name, thing, **options))
+            registry.options[name] = options
+            if added:
+                registry.added[name] = added
+
+    def receive(self, added: Added) -> None:
+        """Have a row that another process sent."""
+        self._keep(added.name, added.thing, added.options, added)
+
+    def remove(self, name: str) -> None:
+        """Take out a row that was added from outside. Errors: CcdError for any other."""
+        if name not in self.added:
+            raise unknown(f"{self.kind} from outside of the kit", name, self.added or ["(there is none)"])
+        for registry in (self, *(follower for follower, _ in self._followers)):
+            del registry[name], registry.added[name], registry.options[name]
+
+
+def _caller():
+    """The frame of the code that adds a row."""
+    frame = sys._getframe(1)
+    while frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    return frame
+
+
+def _file_of(frame):
+    """The file of the importable module that a frame belongs to; None where it is a cell, a prompt or a script."""
+    file = frame.f_globals.get("__file__")
+    return str(Path(file).resolve()) if file and frame.f_globals.get("__name__") != "__main__" else None
+
+
+class Subset(Mapping):
+    """The rows of a registry that `belongs(row)`, whenever they were added; a wrong name gets an answer in terms of `kind`."""
+
+    def __init__(self, registry: Registry, kind: str, belongs: Callable[[Any], bool]):
+        self.registry, self.kind, self.belongs = registry, kind, belongs
+
+    def __getitem__(self, name):
+        if name not in self:
+            raise unknown(self.kind, name, self)
+        return self.registry[name]
+
+    def __contains__(self, name):
+        return name in self.registry and self.belongs(self.registry[name])
+
+    def __iter__(self):
+        return (name for name, row in self.registry.items() if self.belongs(row))
+
+    def __len__(self):
+        return sum(1 for _ in self)

@@ -1,0 +1,355 @@
+"""The console script `ccd`."""
+
+import os
+import signal
+import sys
+
+import click
+
+from ccdlib.base import extensions, paths
+from ccdlib.base.reading import text_of, value_of
+from ccdlib.base.registry import GOES_ON, CcdError
+from ccdlib.data import DATASETS, load_data
+from ccdlib.evidence.published import REPORTED
+from ccdlib.kit import batch as planner
+from ccdlib.kit import clean as cleaning
+from ccdlib.kit import door, engine, jobs, planning
+from ccdlib.kit import verdicts as page
+from ccdlib.methods import METHODS, settings_of
+from ccdlib.models import MODELS
+from ccdlib.training import Diverged, RunConfig, check, check_surroundings, fit_cohort, group
+from ccdlib.training.schedule import cohorts_of
+from ccdlib.training.work import model_size
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 when all is well, 1 when something failed, 2 for a mistake in what was asked for, 130 when "
+    "interrupted. Tab completion: see `ccd completion --help`.",
+)
+@click.option("--debug", is_flag=True, envvar="CCD_DEBUG", help="Show the traceback of an error.")
+@click.option(
+    "--use", "modules", multiple=True, metavar="FILE.py", help="Load your own losses, methods, views ... from a module."
+)
+@click.version_option(package_name="ccdlib")
+def cli(debug, modules):
+    """ccdlib: data augmentation in knowledge distillation, reproduced."""
+    extensions.check()
+    if modules:
+        extensions.load(modules)
+
+
+def _names_in(folder, pattern):
+    """A function for tab completion: the names of files in a folder of this checkout."""
+
+    def complete(context, parameter, incomplete):
+
+        found = sorted({path.stem for path in getattr(paths, folder).glob(pattern)})
+        return [name for name in ["smoke"] * (folder == "PARAMS") + found if name.startswith(incomplete)]
+
+    return complete
+
+
+NOTEBOOK = {"shell_complete": _names_in("NOTEBOOKS", "*.ipynb")}
+
+
+PROFILE = {
+    "default": "smoke",
+    "show_default": True,
+    "help": "smoke, or a folder of params/ (lite, paper).",
+    "shell_complete": _names_in("PARAMS", "*"),
+}
+
+
+TIMED = "Expect from a few training steps of each kind, timed now, which takes a minute."
+
+
+def asks_for_parameters(command):
+    """The argument and options that name a notebook and its parameters."""
+    for option in (
+        click.option("-p", "given", multiple=True, nargs=2, metavar="NAME VALUE", help="One parameter."),
+        click.option("-f", "files", multiple=True, type=click.Path(), metavar="FILE.yaml", help="Parameters from a file."),
+        click.option("--profile", **PROFILE),
+        click.argument("notebook", **NOTEBOOK),
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command(
+    epilog="Example: ccd run 00_quickstart --profile lite -p seeds 3",
+    short_help="Execute a notebook headlessly with checked parameters.",
+)
+@asks_for_parameters
+@click.option("--repair", is_flag=True, help="Train damaged runs again (their folders are kept under another name).")
+def run(notebook, profile, files, given, repair):
+    """Execute NOTEBOOK (a stem such as 00_quickstart, or a path) and print its result table.
+
+    Unknown parameters and wrong types are refused before anything runs. Finished training is found again. Exit status: 0,
+    1 when the notebook failed (its executed copy is kept as .failed.ipynb), 2 for a mistake in what was asked for.
+    """
+    if repair:
+        os.environ["CCD_REPAIR"] = "1"  # read by fit() in the notebook's kernel
+    click.echo(door.report(door.run_notebook(notebook, profile, files, given)))
+
+
+@cli.command(
+    epilog="Example: ccd plan 03_proportion --profile lite", short_help="What a notebook would train, and how long it takes."
+)
+@asks_for_parameters
+@click.option("--timed", is_flag=True, help=TIMED)
+def plan(notebook, profile, files, given, timed):
+    """List the training runs of NOTEBOOK: which are done, which are missing, and how many seconds are expected.
+
+    The expectation comes from the stored runs of each kind, else from multiply-adds. Nothing is trained or written.
+    """
+    click.echo(planning.plan(notebook, profile, files, given, timed))
+
+
+@cli.command(
+    epilog="Example: ccd batch 01_joint_augmentation 06_ccd --profile lite --cores 8   (and -n: only say what is missing)",
+    short_help="Everything that notebooks of a profile need, by Snakemake: training, notebooks, verdict page.",
+)
+@click.option("--profile", **PROFILE)
+@click.option("--cores", type=click.IntRange(1), help="CPU cores to use; with --slurm, for each GPU.  [default: all; 8]")
+@click.option("--gpus", type=click.IntRange(0), help="GPUs to use; 0: train on the CPU.  [default: all]")
+@click.option("--jobs", type=click.IntRange(1), help="Without GPUs: jobs at once, sharing the cores.  [default: one a core]")
+@click.option("--slurm", is_flag=True, help="Submit the jobs, a GPU's unless CCD_DEVICE=cpu, to Slurm by profiles/slurm.")
+@click.option("-n", "--dry-run", is_flag=True, help="Say what is missing and how long it takes; train nothing.")
+@click.option("--timed", is_flag=True, help=TIMED)
+@click.argument("notebooks", nargs=-1, **NOTEBOOK)
+def batch(notebooks, profile, cores, gpus, jobs, slurm, dry_run, timed):
+    """Train and run what the NOTEBOOKS (all, when none is named) of a profile lack; what is finished is found.
+
+    One job a GPU at a time, or one a core where there is no GPU: a cohort of runs, a notebook, the verdict page. Whatever is
+    killed or fails, the same command goes on from there. Exit status: 0 when all is done, 1 when something is not, 2 for a
+    mistake in what was asked for.
+    """
+    from importlib.util import find_spec
+    from shutil import which
+
+    if find_spec("snakemake") is None:
+        raise CcdError("a batch needs Snakemake, which is not installed; run: pip install 'ccdlib[batch]' (or make reproduce)")
+    if slurm and not dry_run and which("sbatch") is None:
+        raise CcdError("--slurm submits jobs with sbatch, which is not here; run it where your cluster's jobs are submitted")
+    if slurm:
+        os.environ.setdefault("CCD_DEVICE", "cuda")  # what "auto" means on the nodes, also where the engine runs
+    elif gpus == 0:
+        os.environ["CCD_DEVICE"] = "cpu"
+    if not (slurm or dry_run):
+        check_surroundings()
+    grid = planner.Grid(profile, notebooks, check=not dry_run)
+    click.echo(planner.summary(grid))
+    seconds = {} if slurm else planner.expected(grid, timed)
+    if seconds:
+        click.echo(planner.forecast(seconds, planner.at_once(cores, gpus, jobs)))
+    if not dry_run and not engine.run(grid, cores, gpus, jobs, slurm, seconds, say=click.echo):
+        sys.exit(1)
+
+
+@cli.command(
+    epilog="Examples: ccd fit student.yaml --processes 8   and on each of two machines: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
+    "torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m ccdlib fit "
+    "student.yaml",
+    short_help="Train the runs that a file describes.",
+)
+@click.option("--processes", type=click.IntRange(1), help="Processes of this machine that train a run together.")
+@click.option("--show", default="auto", show_default=True, help="epochs, run, bar, none or auto.")
+@click.option("--repair", is_flag=True, help="Train damaged runs again (their folders are kept under another name).")
+@click.argument("file", type=click.Path())
+def fit(file, processes, show, repair):
+    """Train what FILE describes, or find it trained: a RunConfig as YAML or JSON (its teacher within it), or a list of them.
+
+    With several processes, a GPU each, every one sees its part of each step's images; started by torchrun, this process is one
+    of a group, on one machine or many that share the outputs folder. Exit status: 0, 1 when the training failed, 2 for a
+    mistake in the file.
+    """
+    from contextlib import nullcontext
+
+    if group.given_up():
+        return
+    if group.started_by_torchrun():
+        processes = int(os.environ["WORLD_SIZE"])  # checked as if the file had named them
+    configs = _read_configs(file, processes)
+    if not group.launched():
+        check(configs)  # all of them, before the first is trained
+    with group.joined() if group.started_by_torchrun() else nullcontext():
+        for cohort in cohorts_of(configs):
+            for result in fit_cohort(cohort, show=show, repair=repair or None):
+                if group.rank() == 0 and show != "none" and not group.launched():
+                    click.echo(f"{result.accuracy:.2f} %  {result.folder}")
+
+
+def _read_configs(file, processes):
+    """The RunConfigs of a file."""
+
+    asked = value_of(text_of(file), file)
+    asked = asked if isinstance(asked, list) else [asked]
+    if not asked or not all(isinstance(one, dict) for one in asked):
+        raise CcdError(f"{file} describes no run; write the fields of a RunConfig, `name: value` a line, or a list of such")
+    return [RunConfig(**one | ({"processes": processes} if processes else {})) for one in asked]
+
+
+@cli.command(hidden=True)
+@click.option("--plan", required=True, type=click.Path())
+@click.option("--gpus", type=int, default=0)
+@click.argument("job")
+def job(job, plan, gpus):
+    """Do one JOB of a batch, as its plan says; the Snakefile calls this."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that processes which it started end with it
+    with jobs.gpu_slot(gpus):
+        jobs.work(plan, job)
+
+
+@cli.command(short_help="All methods, with their settings.", epilog="Example: ccd methods")
+def methods():
+    """List the methods: equation and source, settings with their defaults, and which teacher each needs."""
+
+    for name, method in METHODS.items():
+        about = method.__doc__.partition(" Terms {")[0].partition("\n\n")[0]
+        settings = ", ".join(f"{key}={default!r}" for key, default in settings_of(name).items())
+        needs = f"teacher trained by {method.teacher_method}" if method.teacher_method else f"teacher {method.teacher}"
+        facts = [needs] + ["rotates every view itself"] * method.rotates + ["hard labels only"] * method.hard_labels
+        click.echo(f"{name}  {' '.join(about.split())}\n    {'; '.join(facts)}\n    {settings or 'no settings'}")
+
+
+@cli.command(short_help="All backbones, with their sizes.", epilog="Example: ccd models --classes 10")
+@click.option("--classes", type=click.IntRange(2, 1_000_000), default=100, show_default=True, help="Width of the logits.")
+@click.option("--side", type=click.IntRange(32, 4096), default=32, show_default=True, help="Pixels of an image.")
+def models(classes, side):
+    """List the backbones: parameters, and multiply-adds of one image."""
+
+    for name in MODELS:
+        parameters, macs = model_size(name, classes, side)
+        click.echo(f"{name:16} {parameters:>12,} parameters  {macs / 1e6:>9,.1f} million multiply-adds")
+
+
+@cli.command(short_help="Accuracies that others report.", epilog="Example: ccd published wrn_40_2 wrn_16_2")
+@click.argument("teacher", required=False)
+@click.argument("student", required=False)
+def published(teacher, student):
+    """List what others report, for the pair TEACHER STUDENT or all pairs: source, recipe, and over how many runs.
+
+    The numbers of HSAKD's table stand beside runs of their recipe in the notebooks; these have recipes that the kit lacks.
+    """
+    for name in filter(None, (teacher, student)):
+        MODELS[name]
+    found = [row for row in REPORTED if teacher in (None, row.teacher) and student in (None, row.student)]
+    for row in found:
+        original = f" (of {row.original:g})" if row.original else ""
+        runs = f"mean of {row.runs} runs" if row.runs else "number of runs not said"
+        pair = f"{row.data}, {row.teacher} to {row.student}"
+        click.echo(f"{pair}: {row.method} {row.reached:g}{original}; {row.source}; {row.recipe}; {runs}")
+    if not found:
+        click.echo("no published numbers for these networks are known here")
+
+
+@cli.command(
+    short_help="All data sets, or what is in one.",
+    epilog="Examples: ccd data   ccd data digits   ccd data imagenet:/data/imagenet",
+)
+@click.option("--side", type=click.IntRange(8, 4096), default=32, show_default=True, help="Pixels, for data that is resized.")
+@click.argument("name", required=False)
+def data(name, side):
+    """List the data sets; or load NAME, which finds what is wrong with it, and say what is in it."""
+
+    if name is None:
+        for row, source in DATASETS.items():
+            sizes = source.sizes
+            what = f"{sizes.images} training images, {sizes.classes} classes" if sizes else source.about
+            click.echo(f"{row + ':PATH' * source.takes_path:14} {what}")
+        return
+    found = load_data(name, side=side)
+    found.check_files(whole=True)
+    click.echo(f"{name}: {len(found.train_labels)} training and {len(found.test_labels)} test images, {found.classes} classes")
+    click.echo(f"an image is {found.shape} (channels, height, width); mean {found.mean}, standard deviation {found.std}")
+    counts = found.train_labels.bincount(minlength=found.classes)
+    click.echo(f"training images of a class: {counts.min()} to {counts.max()}")
+    click.echo(f"classes: {', '.join(found.class_names[:20])}{', ...' if found.classes > 20 else ''}")
+
+
+@cli.command(short_help="Remove what was computed and is not published.", epilog="Example: ccd clean --runs")
+@click.option("--runs", is_flag=True, help="Trained runs as well, except those that published results name.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def clean(runs, yes):
+    """Remove executed notebooks of smoke and of own parameters, failed copies, damaged runs and the engine's records.
+
+    Says what would go and asks first. Published results (the profiles in params/) and the runs that they name stay.
+    """
+    found = cleaning.removable(runs)
+    for path, size in found:
+        click.echo(f"{size / 1e6:9.1f} MB  {paths.shown(path)}")
+    if not found:
+        click.echo("nothing to remove")
+    elif yes or click.confirm("Remove all of this?"):
+        cleaning.remove(found)
+    else:
+        click.echo("nothing was removed")
+
+
+@cli.command(short_help="Print what switches tab completion on.", epilog='Example: eval "$(ccd completion bash)"')
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell):
+    """Print the code that makes SHELL complete the commands, options, notebooks and profiles of `ccd`."""
+    from click.shell_completion import get_completion_class
+
+    click.echo(get_completion_class(shell)(cli, {}, "ccd", "_CCD_COMPLETE").source())
+
+
+@cli.command(
+    short_help="Execute notebooks with their defaults and keep the outputs in place.",
+    epilog="Example: ccd refresh notebooks/*.ipynb",
+)
+@click.argument("notebooks", nargs=-1, required=True, **NOTEBOOK)
+def refresh(notebooks):
+    """Regenerate the committed outputs of NOTEBOOKS: the smoke profile, without times, the same bytes for the same results."""
+
+    for name in notebooks:
+        click.echo(paths.shown(door.refresh(name)))
+
+
+@cli.command(short_help="Collect all published verdicts into docs/verdicts.md.", epilog="Example: ccd verdicts")
+def verdicts():
+    """Collect the claims of the results.json of every profile in params/ into the table of docs/verdicts.md."""
+    click.echo(paths.shown(page.write()))
+
+
+TRAINING = {"run", "batch", "fit", "refresh", "job"}  # commands that keep what they have trained
+
+
+def main(arguments=None):
+    """Run `ccd`: errors end with one readable message and an exit status (see `ccd --help`), and `--debug` raises them."""
+    if arguments is None:  # a process of its own, which ends on TERM as it does on Control-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        cli.main(arguments, prog_name="ccd", standalone_mode=False)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        trains = TRAINING & {*(sys.argv[1:] if arguments is None else arguments)}
+        click.echo(f"interrupted. {GOES_ON}" if trains else "interrupted.", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # `ccd methods | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if _debug(sys.argv[1:] if arguments is None else arguments):
+            raise
+        _say_and_exit(error)
+
+
+def _debug(arguments):
+    return "--debug" in arguments or os.environ.get("CCD_DEBUG") not in (None, "", "0")
+
+
+def _say_and_exit(error):
+
+    if isinstance(error, CcdError | door.NotebookFailed):
+        click.echo(f"ccd: {error}", err=True)
+        sys.exit(1 if isinstance(error, door.NotebookFailed | Diverged) else 2)
+    if isinstance(error, OSError) and error.filename:
+        click.echo(f"ccd: {error.filename}: {error.strerror}. Mend it, or name another file or folder", err=True)
+        sys.exit(2)
+    click.echo(f"ccd: {type(error).__name__}: {error}\nThis should not happen. `ccd --debug ...` shows where it did.", err=True)
+    sys.exit(1)

@@ -1,0 +1,313 @@
+"""One function a figure: (data) -> Figure. One style for the whole kit, readable in print and for colour-blind eyes."""
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+import torch
+
+from ccdlib.evidence.stats import collapsed_seeds, interval, said_of_collapse
+from ccdlib.methods.losses import confidence
+from ccdlib.views.ops import OPS, apply_op
+
+STYLE = {
+    "figure.dpi": 90,
+    "savefig.dpi": 150,
+    "savefig.bbox": "tight",
+    "svg.hashsalt": "ccdlib",  # the same figure gives the same bytes
+    "axes.titlesize": "medium",
+    "legend.frameon": False,
+}
+
+
+PALETTE = "colorblind"
+
+
+MARKERS = "osD^vPX*"
+
+
+MIN_SEEDS = 3  # of two, a t interval is wider than the axis
+
+
+def style():
+    """Set the kit's look; called by every figure function."""
+    sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE, rc=STYLE)
+
+
+def view_pairs(pictures, twins, fired, z_original, z_augmented, labels, class_names):
+    """Images above their augmented twins: what was done to each, what the teacher says of both, and CCD's weight of the twin.
+
+    pictures, twins: uint8 (n, C, H, W), as large as they are to be seen. fired: the ops of each twin, in words (Policy.fired).
+    z_original, z_augmented: the teacher's logits (n, classes). labels: (n,). A tick stands before a right answer, a cross
+    before a wrong one.
+    """
+    style()
+    n, weights = len(pictures), confidence(torch.cat([z_original, z_augmented]))
+    figure, axes = plt.subplots(2, n, figsize=(1.75 * n, 5.4), layout="constrained", squeeze=False)
+    for row, (images, logits) in enumerate([(pictures, z_original), (twins, z_augmented)]):
+        sure, said = logits.softmax(1).max(1)
+        for k, ax in enumerate(axes[row]):
+            _picture(ax, images[k])
+            ax.set(xticks=[], yticks=[])
+            right = said[k] == labels[k]
+            answer = f"{'✓' if right else '✗'} {class_names[said[k]]}, {100 * sure[k]:.0f} %"
+            answer += f"\nw = {weights[k]:.2f}" * row
+            ax.set_xlabel(answer, color=_answer_colour(right), fontsize="small")
+    for k in range(n):
+        axes[0, k].set_title(class_names[labels[k]])
+        axes[1, k].set_title("\n".join(fired[k]) or "nothing", fontsize="small")
+    axes[0, 0].set_ylabel("image")
+    axes[1, 0].set_ylabel("augmented twin")
+    _caption(
+        figure, "above a twin: the operations that fired; below: the teacher's most probable class, right (✓) or wrong (✗)"
+    )
+    return figure
+
+
+def _answer_colour(right):
+    return sns.color_palette(PALETTE)[2 if right else 3]
+
+
+def softened(picture, twin, z_original, z_augmented, label, class_names, temperatures=(1, 4), most=5):
+    """An image and its twin with the teacher's most probable classes as bars, at several temperatures.
+
+    picture, twin: uint8 (C, H, W). z_original, z_augmented: the teacher's logits (classes,). label: the image's class, whose
+    bar is hatched.
+    """
+    style()
+    columns, most = 1 + len(temperatures), min(most, len(class_names))
+    figure, axes = plt.subplots(2, columns, figsize=(3 * columns, 4.6), layout="constrained")
+    for row, (image, z, name) in enumerate([(picture, z_original, "image"), (twin, z_augmented, "augmented twin")]):
+        _picture(axes[row, 0], image)
+        axes[row, 0].set(xticks=[], yticks=[], ylabel=name)
+        for ax, temperature in zip(axes[row, 1:], temperatures, strict=True):
+            p, classes = (z / temperature).softmax(0).sort(descending=True)
+            bars = ax.barh(range(most), 100 * p[:most], color="C0")
+            for k, (bar, which) in enumerate(zip(bars, classes.tolist(), strict=False)):
+                if which == label:
+                    bar.set(hatch="///", edgecolor="white")
+                ax.annotate(f" {100 * p[k]:.0f} %", (bar.get_width(), k), va="center", fontsize="small")
+            _rows(ax, [class_names[k] for k in classes[:most]])
+            ax.grid(visible=False)
+            ax.set(xlim=(0, 118), xticks=[0, 50, 100], title=f"T = {temperature:g}")
+    _caption(figure, f"the teacher's {most} most probable classes, in percent; hatched: the right one, {class_names[label]}")
+    return figure
+
+
+def ops_on_one_image(image, steps):
+    """An image (C, H, W) uint8 as it is, and after each step (op, level) alone; signed ops with both signs side by side."""
+    style()
+    channels, height, width = image.shape
+    white = torch.full((channels, height, width // 2 + 1), 255, dtype=torch.uint8)
+    shown = {"original": torch.cat([white, image, white], 2)}
+    for op, level in steps:
+        made = [apply_op(image[None], op, level, sign)[0] for sign in (1, -1)]
+        signed = OPS[op].signed
+        parts = [made[0], white[:, :, :2], made[1]] if signed else [white, made[0], white]
+        shown[f"{op} {level}" + " (+, -)" * signed] = torch.cat(parts, 2)
+    columns = 5
+    rows = -(-len(shown) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(9, 1.35 * rows), layout="constrained", squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, (name, picture) in zip(axes.flat, shown.items(), strict=False):
+        _picture(ax, picture)
+        ax.set_title(name)
+    return figure
+
+
+def pictures(rows, captions=None):
+    """A grid of images: rows {label: images (n, C, H, W) uint8}, captions for the n columns below the last row."""
+    style()
+    n = max(map(len, rows.values()))
+    figure, axes = plt.subplots(
+        len(rows), n, figsize=(1.2 * n + 0.6, 1.3 * len(rows) + 0.5), layout="constrained", squeeze=False
+    )
+    for line, (label, images) in zip(axes, rows.items(), strict=True):
+        for ax, image in zip(line, images, strict=False):
+            _picture(ax, image)
+        line[0].set_ylabel(label)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    for ax, caption in zip(axes[-1], captions or [], strict=False):
+        ax.set_xlabel(caption, fontsize="x-small")
+    return figure
+
+
+def _picture(ax, image):
+    ax.imshow(image.permute(1, 2, 0).cpu().numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    ax.grid(visible=False)
+
+
+LINES = ("-", "--", "-.", ":")
+
+
+def learning_curves(results, key="test_accuracy"):
+    """Mean over seeds of `key` against the epoch, with the range of the seeds; results {arm: [Result]}.
+
+    Arms differ in colour, line and marker, and each is named where its line ends.
+    """
+    style()
+    figure, ax = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
+    ends = {}
+    for k, (arm, runs) in enumerate(results.items()):
+        epochs = [row["epoch"] for row in runs[0].curves if row[key] is not None]
+        values = [[row[key] for row in run.curves if row[key] is not None] for run in runs]
+        columns = list(zip(*values, strict=True))
+        mean = [sum(column) / len(column) for column in columns]
+        shift = (k - (len(results) - 1) / 2) * 0.05 * epochs[-1] / len(epochs)  # ranges side by side, not above each other
+        places = [epoch + shift for epoch in epochs]
+        ax.vlines(places, [min(c) for c in columns], [max(c) for c in columns], color=f"C{k}", alpha=0.35, linewidth=2)
+        ax.plot(places, mean, LINES[k % len(LINES)], color=f"C{k}", marker=MARKERS[k % len(MARKERS)], markersize=6)
+        ends[_named(arm, runs)] = (mean[-1], f"C{k}")
+    heights = _apart([value for value, _ in ends.values()], ax)
+    for (arm, (_, colour)), height in zip(ends.items(), heights, strict=True):
+        ax.text(1.02, height, arm, color=colour, fontweight="bold", va="center", transform=ax.get_yaxis_transform())
+    ax.set(xlabel=f"epoch\nmean and range of {len(runs)} seeds", ylabel="test accuracy (%)")
+    return figure
+
+
+def _apart(values, ax, part=0.065):
+    """Heights for labels at these values of an axes, none nearer to another than a part of it."""
+    low, high = ax.get_ylim()
+    least, placed = part * (high - low), {}
+    for k in sorted(range(len(values)), key=values.__getitem__):
+        placed[k] = max([values[k], *(place + least for place in placed.values())])
+    return [placed[k] for k in range(len(values))]
+
+
+def accuracies(results):
+    """Last-epoch accuracies, a row an arm; a thin line a seed, from arm to arm, and each arm's mean with, from three seeds on,
+    its 95 % t interval."""
+    style()
+    figure, ax = plt.subplots(figsize=(8.4, 0.75 * len(results) + 1.4), layout="constrained")
+    for values in zip(*([run.accuracy for run in runs] for runs in results.values()), strict=True):
+        ax.plot(values, range(len(results)), "o-", color="0.55", linewidth=1, markersize=4, alpha=0.8)
+    for k, runs in enumerate(results.values()):
+        mean, low, high = _ends([run.accuracy for run in runs])
+        colour, marker = sns.color_palette(PALETTE, len(results))[k], MARKERS[k % len(MARKERS)]
+        ax.plot([low, high], [k] * 2, color=colour, linewidth=4, alpha=0.6, solid_capstyle="butt")
+        ax.plot(mean, k, marker, color=colour, markersize=10, markeredgecolor="white")
+        above = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontweight": "bold"}
+        ax.annotate(f"{mean:.1f}", (mean, k), **above)
+    _rows(ax, [_named(arm, runs) for arm, runs in results.items()])
+    ax.set_xlabel(f"test accuracy after the last epoch (%)\n{_what(len(runs))}; a thin line: one of {len(runs)} seeds")
+    return figure
+
+
+def gains(results, panels):
+    """Paired gains with intervals, one panel beside the other; panels {title: {label: (arm, its baseline)}} of results.
+
+    The thick line is the 95 % t interval of one gain. The thin one is wider, so that all of its panel cover together in 95 % of
+    experiments (Bonferroni): of many comparisons, some look clear by chance alone.
+    """
+    style()
+    rows = max(map(len, panels.values()))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.6 * len(panels) + 1, 0.34 * rows + 1.6), layout="constrained", squeeze=False
+    )
+    for ax, (title, compared) in zip(axes[0], panels.items(), strict=True):
+        for k, (arm, baseline) in enumerate(compared.values()):
+            values = [a.accuracy - b.accuracy for a, b in zip(results[arm], results[baseline], strict=True)]
+            ax.plot(sum(values) / len(values), k, "o", color="C0", markersize=6)
+            if len(values) >= MIN_SEEDS:
+                for level, width in ((0.95, 3), (1 - 0.05 / len(compared), 1)):
+                    found = interval(values, level)
+                    ax.plot([found.low, found.high], [k] * 2, color="C0", linewidth=width)
+        ax.axvline(0, color="0.3", linewidth=1)
+        _rows(ax, [_named(label, *(results[arm] for arm in pair)) for label, pair in compared.items()])
+        ax.set_title(title)
+    _caption(
+        figure, f"gain in test accuracy (points); {len(values)} seeds: {_what(len(values))}, thin: all of a panel together"
+    )
+    return figure
+
+
+def measured(rows, by, columns):
+    """A panel for each of `columns` {key: label}: mean over teachers and 95 % interval of rows[key] for each rows[by]."""
+    style()
+    names = list(dict.fromkeys(row[by] for row in rows))
+    figure, axes = plt.subplots(
+        1,
+        len(columns),
+        figsize=(2.6 * len(columns) + 1, 0.3 * len(names) + 1.5),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
+    )
+    for ax, (key, label) in zip(axes[0], columns.items(), strict=True):
+        for k, name in enumerate(names):
+            values = [row[key] for row in rows if row[by] == name]
+            mean, low, high = _ends(values)
+            ax.plot([low, high], [k, k], color="C0", linewidth=2.5)
+            ax.plot(mean, k, "o", color="C0", markersize=6)
+        ax.set_xlabel(label)
+        _rows(ax, names)
+    _caption(figure, f"{_what(len(values))}; one teacher a seed")
+    return figure
+
+
+def distributions(groups, label):
+    """A box for each of groups {name: values (n,)}: middle half, median, and whiskers from 5 to 95 %; a diamond at the mean."""
+    style()
+    figure, ax = plt.subplots(figsize=(7, 0.32 * len(groups) + 1.3), layout="constrained")
+    how = {"orient": "h", "whis": (5, 95), "showfliers": False, "color": "C0", "width": 0.6, "linewidth": 1}
+    mean = {"marker": "D", "markerfacecolor": "white", "markeredgecolor": "0.2", "markersize": 5}
+    sns.boxplot({name: values.numpy() for name, values in groups.items()}, ax=ax, showmeans=True, meanprops=mean, **how)
+    sizes = sorted({len(values) for values in groups.values()})
+    counts = f"{sizes[0]} images" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} images"
+    ax.set_xlabel(f"{label}\nbox: middle half; whiskers: 5 to 95 %; diamond: mean; {counts} each")
+    return figure
+
+
+def lines(rows, x, y, hue, col=None, log2=False, **labels):
+    """Mean over seeds of rows[y] against rows[x] with 95 % intervals; rows: a dict for each arm and seed.
+
+    hue, col: keys that tell lines and panels apart. log2: the axis doubles from tick to tick. labels: {key: text}.
+    """
+    import pandas as pd
+
+    style()
+    frame = pd.DataFrame(rows)
+    how = {"kind": "line", "markers": True, "dashes": False, "markersize": 8, "err_style": "bars", "err_kws": {"capsize": 3}}
+    grid = sns.relplot(
+        frame, x=x, y=y, hue=hue, style=hue, col=col, height=3.9, errorbar=lambda values: _ends(list(values))[1:], **how
+    )
+    grid.set_titles("{col_name}").set_axis_labels(labels.get(x, x), labels.get(y, y))
+    for ax in grid.axes.flat:
+        if log2:
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(sorted(frame[x].unique()), [f"{n:g}" for n in sorted(frame[x].unique())])
+        if frame[y].min() < 0 < frame[y].max():
+            ax.axhline(0, color="0.3", linewidth=1)
+    if grid.legend is not None:
+        grid.legend.set_title(labels.get(hue, hue))
+    seeds = frame["seed"].nunique()
+    fallen = dict.fromkeys(f"{row['arm']}, seed {row['seed']}" for row in rows if row.get("collapsed"))
+    said = f"{_what(seeds)}; {seeds} seeds" + f"\ncollapsed: {'; '.join(fallen)}" * bool(fallen)
+    grid.figure.text(0.5, -0.03, said, ha="center", va="top", fontsize="small")
+    return grid.figure
+
+
+def _ends(values):
+    """(mean, low, high) of the 95 % interval; (mean, mean, mean) of too few values."""
+    found = interval(values)
+    return found[:3] if found.n >= MIN_SEEDS else (found.estimate,) * 3
+
+
+def _named(label, *arms):
+    """A label that says which seeds of an arm, or of two that are compared, collapsed."""
+    said = said_of_collapse(sorted({seed for runs in arms for seed in collapsed_seeds(runs)}))
+    return f"{label}\n({said})" if said else label
+
+
+def _rows(ax, names):
+    """A row of the axes for each name, the first on top."""
+    ax.set_yticks(range(len(names)), list(names))
+    ax.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _what(seeds):
+    return "mean and 95 % interval" if seeds >= MIN_SEEDS else f"mean (an interval needs {MIN_SEEDS} seeds)"
+
+
+def _caption(figure, text):
+    figure.supxlabel(text, fontsize="small")

@@ -1,0 +1,231 @@
+"""What a notebook holds: an Analysis, with what it planned, checked, measured, found and where its outputs go."""
+
+import io
+import json
+import logging
+import os
+
+import torch
+
+from ccdlib.analyses.experiment import experiment
+from ccdlib.base import paths
+from ccdlib.base.devices import best_device, hardware, jobs
+from ccdlib.base.files import write_whole
+from ccdlib.base.reading import check_name
+from ccdlib.base.registry import CcdError, unknown
+from ccdlib.evidence import stats
+from ccdlib.evidence.published import SOURCE, published
+from ccdlib.kit.parameters import CHECKED, checksum, find, label, profile_parameters
+from ccdlib.training.config import RunConfig
+from ccdlib.training.identity import provenance, source_hash
+
+
+class Analysis:
+    """One execution of an analysis notebook: where its outputs go, what it checked, claimed and found.
+
+    stem: the notebook's name. profile: "smoke", or a folder of params/. scope: the notebook's globals(), from which the
+    values of its parameters are read. Errors: CcdError for an unknown notebook or profile.
+    """
+
+    def __init__(self, stem, profile="smoke", scope=None):
+        self.stem = stem
+        notebook = find(stem)
+        self.parameters = profile_parameters(notebook, profile)
+        if scope is not None:
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a kernel that is interrupted would show its tasks
+            self.parameters = {name: scope[name] for name in self.parameters}
+        self.profile = label(notebook, profile, self.parameters)
+        self.folder = paths.outputs() / self.profile / stem
+        self.checks, self.claims, self.rows, self.figures = [], [], [], []
+        self._experiment, self.results, self.measured = None, {}, {}
+
+    def __repr__(self):
+        return f"Analysis {self.stem}, profile {self.profile}, on {hardware(best_device())}"
+
+    def experiment(self):
+        """The Experiment of this notebook under its parameters, all of its runs checked; its claims are declared with it.
+
+        Where runs are trained side by side, with one thread each, this process takes one thread too: a run has the same bits
+        whichever notebook trains it.
+        """
+        if jobs() > 1:
+            torch.set_num_threads(1)
+        self._experiment = experiment(self.stem, self.parameters)
+        if os.environ.get(CHECKED) != checksum(self.stem, self.parameters):  # the command that executes the notebook did it
+            self._experiment.check()
+        return self._experiment
+
+    def declared(self):
+        """A DataFrame of the claims, as they stand before the training."""
+        import pandas as pd
+
+        pd.set_option("display.max_colwidth", None)  # a claim is read whole
+        columns = ("finding", "statement", "words", "true_where", "refuted_when", "zero_when", "least")
+        rows = [{name: getattr(claim, name) for name in columns} for claim in self._planned().claims]
+        names = {"words": "estimand (mean over seeds)", "true_where": "true where it is", "refuted_when": "refuted when"}
+        names |= {"zero_when": "practically zero when", "least": "seeds needed"}
+        shown = pd.DataFrame(rows).rename(columns=names).set_index("finding")
+        return shown.loc[:, (shown != "").any()]
+
+    def _planned(self):
+        if self._experiment is None:
+            raise CcdError(
+                "nothing is planned yet: call analysis.experiment() before the training, so that claims come before results"
+            )
+        return self._experiment
+
+    def check(self, text, holds):
+        """An invariant of the code, true in every profile: printed, kept, and an AssertionError where it fails."""
+        if not holds:
+            raise AssertionError(f"check failed: {text}")
+        self.checks.append(text)
+        print(f"check: {text}")
+
+    def keep(self, name, value):
+        """Put something measured, of strings, numbers, lists and dicts, into results.json, and hand it back."""
+        self.measured[name] = value
+        return value
+
+    def table(self, results, baseline):
+        """A DataFrame, one row an arm, of results {arm: [Result, one a seed]}; gains are paired by seed.
+
+        baseline: the arm that all others are compared with, or {arm: its own baseline}, arms without one left out.
+        Errors: CcdError for a baseline that is no arm, and for arms with different seeds.
+        """
+        import pandas as pd
+
+        against = baseline if isinstance(baseline, dict) else {arm: baseline for arm in results if arm != baseline}
+        for arm in {baseline} if isinstance(baseline, str) else {*against, *against.values()}:
+            if arm not in results:
+                raise unknown("baseline arm", arm, results)
+        seeds = {arm: [r.config.seed for r in runs] for arm, runs in results.items()}
+        if len({tuple(s) for s in seeds.values()}) != 1:
+            raise CcdError(f"the arms are not paired: {seeds}; train every arm with the same seeds, in the same order")
+        rows = [self._row(arm, runs, against.get(arm), results) for arm, runs in results.items()]
+        self.rows += rows
+        shown = pd.DataFrame([_shown(row, baseline) for row in rows]).set_index("arm")
+        return shown.loc[:, (shown != "").any()]  # a column without any number, such as unpublished ones, is left out
+
+    @staticmethod
+    def _row(arm, runs, baseline, results):
+        accuracies = [r.accuracy for r in runs]
+        mean, std = stats.spread(accuracies)
+        base = baseline and [r.accuracy for r in results[baseline]]
+        theirs = published(runs[0].config)
+        return {
+            "arm": arm,
+            "seeds": [r.config.seed for r in runs],
+            "accuracies": accuracies,
+            "mean": mean,
+            "std": std,
+            "collapsed": stats.collapsed_seeds(runs),
+            "baseline": baseline,
+            "difference": base and stats.paired(accuracies, base)._asdict(),
+            "best_on_test": stats.spread([r.best_on_test for r in runs])[0],
+            "published": theirs and theirs._asdict() | {"source": SOURCE},
+        }
+
+    def judge(self, results):
+        """The verdict on every claim that was declared, printed and kept, whatever it is; results {arm: [Result]}."""
+        self.results = results
+        accuracies, declared = {arm: [run.accuracy for run in runs] for arm, runs in results.items()}, self._planned().claims
+        first = next(iter(results.values()))
+        self.claims = [claim.judge(accuracies, 100 / first[0].classes) for claim in declared]
+        for claim, verdict in zip(self.claims, stats.corrected(self.claims), strict=True):
+            claim["corrected"] = verdict
+            claim["collapsed"] = {arm: [first[k].config.seed for k in places] for arm, places in claim["collapsed"].items()}
+            print(said_of(claim))
+
+    def answer(self):
+        """What was found, claim by claim, in whole sentences with their numbers: Markdown for a notebook to show."""
+        from IPython.display import Markdown
+
+        if not self.claims:
+            raise CcdError("nothing is judged yet: call analysis.judge(results) first")
+        p = self.parameters
+        images = f"{p['n_train']} training images" if p["n_train"] else "all training images"
+        where = f"On *{p['data']}*, with {images} for a {p['student_model']} and a {p['teacher_model']} as its teacher:"
+        return Markdown("\n".join([where, "", *(f"- {answered(claim)}" for claim in self.claims)]))
+
+    def figure(self, name, figure):
+        """Keep a figure as PNG and SVG beside results.json, and hand it back."""
+        check_name(name, "figure")
+        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, metadata=metadata)
+            write_whole(self.folder / f"{name}.{kind}", buffer.getvalue())
+        self.figures.append(f"{name}.png")
+        return figure
+
+    def save(self):
+        """Write results.json, last: a notebook is finished when it is there."""
+        if self._experiment and not self.claims:
+            raise CcdError(
+                "the claims of the experiment are not judged yet: call analysis.judge(results) before analysis.save()"
+            )
+        every = [run for arm in self.results.values() for run in arm if isinstance(run.config, RunConfig)]
+        runs = list({run.folder: run for run in every}.values())  # arms may share some
+        made = [run.metrics["provenance"] for run in runs]
+        results = {
+            "notebook": self.stem,
+            "profile": self.profile,
+            "parameters": self.parameters,
+            "table": self.rows,
+            "claims": self.claims,
+            "measured": self.measured,
+            "checks": self.checks,
+            "figures": self.figures,
+            "runs": {arm: [run.folder.name for run in arms] for arm, arms in self.results.items()},
+            "training_seconds": round(sum(run.seconds for run in runs), 1),
+            "trained_on": sorted({facts["hardware"] for facts in made}),
+            "trained_by_other_code": sum(facts["source"] != source_hash() for facts in made),
+            "provenance": provenance(best_device()),
+        }
+        write_whole(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
+        print(f"saved {self.profile}/{self.stem}/results.json")
+
+
+def said_of(claim):
+    """A judged claim on a line: its verdict, also where all claims of the notebook are counted, and what collapsed."""
+    said = f"{claim['verdict']}: {claim['finding']} {claim['claim']}: {stats.brief(claim)} {claim['unit']}"
+    if claim["corrected"] != claim["verdict"]:
+        said += f" (corrected for the number of claims: {claim['corrected']})"
+    for arm, seeds in claim["collapsed"].items():
+        said += f"; {arm}: {stats.said_of_collapse(seeds)}"
+    return said
+
+
+def answered(claim):
+    """A judged claim as whole sentences."""
+    verdict, statement = claim["verdict"], claim["claim"]
+    said = {
+        "holds": f"**It holds** that {statement}.",
+        "does not hold": f"**It does not hold** that {statement}.",
+        "inconclusive": f"**It stays open** whether {statement}.",
+    }.get(verdict)
+    if verdict.startswith("untested"):
+        said = f"**It was not tested** whether {statement}: that takes {claim['least_seeds']} seeds."
+    elif said is None:
+        said = f"**There is practically no effect** (within ± {claim['margin']:g} points) where it is claimed that {statement}."
+    effect = f"{claim['estimate']:+.1f} {claim['unit']}, with an interval from {claim['low']:+.1f} to {claim['high']:+.1f}"
+    said += f" The mean over {claim['n']} seeds was {effect} ({100 * claim['level']:g} %)."
+    for arm, seeds in claim["collapsed"].items():
+        said += f" Of {arm}, {stats.said_of_collapse(seeds)}."
+    return said
+
+
+def _shown(row, baseline):
+    """A row of the table as a person reads it."""
+    theirs, said, apart = row["published"], "", ""
+    if theirs:
+        said = f"{theirs['accuracy']:.2f}" + " under HSAKD's recipe" * (not theirs["same_recipe"])
+        apart = f"{row['mean'] - theirs['accuracy']:+.2f}" if theirs["same_recipe"] else ""
+    return {
+        "arm": row["arm"],
+        "accuracy (%)": f"{row['mean']:.2f} ± {row['std']:.2f}",
+        "collapsed": stats.said_of_collapse(row["collapsed"]),
+        f"gain over {baseline if isinstance(baseline, str) else 'its baseline'}": stats.brief(row["difference"]),
+        "best on test (%)": f"{row['best_on_test']:.2f}",
+        "published (%)": said,
+        "ours - published": apart,
+    }

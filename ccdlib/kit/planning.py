@@ -1,0 +1,39 @@
+"""What a notebook would train, and how long that takes, as text."""
+
+from collections.abc import Sequence
+
+from ccdlib.analyses.experiment import experiment
+from ccdlib.base.devices import jobs
+from ccdlib.kit.parameters import asked_for, present
+from ccdlib.training.forecast import gpu_hours
+
+
+def plan(
+    name: str, profile: str = "smoke", files: Sequence[str] = (), given: Sequence[tuple[str, str]] = (), timed: bool = False
+) -> str:
+    """The runs that a notebook asks for (see asked_for), as text: an arm a line, each run counted once.
+
+    timed: see forecast.expected_seconds. Errors: CcdError for parameters that cannot be.
+    """
+    path, values = asked_for(name, profile, files, given, elsewhere=True)
+    planned = experiment(path.stem, values)
+    if "data" in values and not present(values["data"]):
+        arms = "\n".join(f"  {arm}" for arm in planned.arms)
+        title = f"{path.stem}, profile {profile}, {values['seeds']} seeds; {values['data']} is not here, nothing was looked up"
+        return f"{title}\n{arms}\n{gpu_hours(planned.configs)}"
+    rows = planned.plan(timed)
+    width = max(len(row["arm"]) for row in rows)
+    lines = [f"{path.stem}, profile {profile}, {values['seeds']} seeds", f"  {'':{width}}  runs  done  begun  missing  seconds"]
+    total = {key: sum(row[key] for row in rows) for key in ("runs", "done", "begun", "seconds", "expected")}
+    for row in [*rows, total | {"arm": "all", "missing": []}]:
+        took = f"{row['seconds']:.0f} spent" if row["done"] else ""
+        will = f"{row['expected']:.0f} expected" if row["done"] < row["runs"] else ""
+        which = f"(seeds {' '.join(map(str, row['missing']))})" if row["missing"] else "" if row["runs"] else "(as above)"
+        counts = f"{row['runs']:4}  {row['done']:4}  {row['begun']:5}  {row['runs'] - row['done']:7}"
+        said = ", ".join(filter(None, (took, will)))
+        lines.append(f"  {row['arm']:{width}}  {counts}  {said} {which}".rstrip())
+    if total["expected"]:
+        lines.append(f"about {total['expected'] / jobs():.0f} s of training to go, {jobs()} at once")
+        missing = [folder.config for _, folder in planned.runs.values() if not folder.finished]
+        lines[-1:-1] = [said] if (said := gpu_hours(missing)) else []
+    return "\n".join(lines)

@@ -1,0 +1,37 @@
+"""What is minimised: the plain losses, and a file each for what has heads or a memory.
+
+    losses.py  plain losses, and the weights of CCD    method.py  the contract of a method, and the registry METHODS
+    settings.py  what a setting may be                 fitnet.py, crd.py, sskd.py, hsakd.py
+
+It may import models, views, data and base, and nothing above.
+"""
+
+from ccdlib.methods import crd, fitnet
+from ccdlib.methods.hsakd import HSAKD, HSAKDTeacher
+from ccdlib.methods.losses import LOSSES, WEIGHTS, confidence
+from ccdlib.methods.method import METHODS, TURNS, Given, Method, blank_output, check_settings, make, settings_of, words_in
+from ccdlib.methods.settings import Range
+from ccdlib.methods.sskd import SSKD, SSKDTeacher, trusted
+
+__all__ = [
+    "HSAKD",
+    "LOSSES",
+    "METHODS",
+    "SSKD",
+    "TURNS",
+    "WEIGHTS",
+    "Given",
+    "HSAKDTeacher",
+    "Method",
+    "Range",
+    "SSKDTeacher",
+    "blank_output",
+    "check_settings",
+    "confidence",
+    "crd",
+    "fitnet",
+    "make",
+    "settings_of",
+    "trusted",
+    "words_in",
+]

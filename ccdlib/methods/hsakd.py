@@ -1,0 +1,93 @@
+"""HSAKD: auxiliary branches that know class and rotation jointly, in two stages."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ccdlib.base.registry import CcdError
+from ccdlib.methods.losses import kl_rows, shapes
+from ccdlib.methods.method import METHODS, TURNS, blank_output
+from ccdlib.methods.settings import Above
+from ccdlib.methods.sskd import _Rotating
+
+
+class _Branches(_Rotating):
+    """What both stages of HSAKD share: an auxiliary branch after each stage of a backbone, made of its own remaining parts.
+
+    Branch l is made of the units of stages l + 1 to the last (after the last stage: of that stage once more, at the same size),
+    of the tail, average pooling and a linear layer to 4 C joint labels: class y turned by j times 90 degrees is 4 y + j.
+    """
+
+    def __init__(self, given):
+        super().__init__(given)
+        network = given.student
+        self.initial = network.initial  # branches are parts of it
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                *([copy.deepcopy(stage) for stage in network.stages[place + 1 :]] or [network.again()]),
+                copy.deepcopy(network.tail),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(network.head.in_features, TURNS * given.classes),
+            )
+            for place in range(len(network.stages))
+        )
+
+    def heads(self, output):
+        """Joint logits (4 B, 4 C) of every branch."""
+        return [self.headed(branch, feature) for branch, feature in zip(self.branches, output.feats, strict=True)]
+
+
+@METHODS.add("hsakd_teacher")
+class HSAKDTeacher(_Branches):
+    """The teacher of HSAKD (Yang et al., IJCAI 2021): CE(backbone(x_0), y) + sum_l CE(q_l(x_j), 4 y + j) over all rotations j.
+
+    With a trained teacher, its backbone is frozen and only branches are trained (HSAKD); without one, all is trained from
+    scratch together (HSAKD*). Terms {"ce", "joint"}.
+    """
+
+    teacher = "optional"
+    freezes = True
+    keeps = True
+
+    def forward(self, student, teacher, batch):
+        """Terms {"ce", "joint"}."""
+        joint = torch.cat([TURNS * batch.labels + j for j in range(TURNS)])
+        hard = F.cross_entropy(student.logits[: len(batch.labels)], batch.labels)
+        return {"ce": hard, "joint": sum(F.cross_entropy(q, joint) for q in self.heads(student))}
+
+
+@METHODS.add("hsakd")
+class HSAKD(_Branches):
+    """HSAKD (Yang et al., IJCAI 2021): CE(backbone(x_0), y) + T^2 sum_l KL(q_l^t || q_l^s) + T^2 KL(p^t || p^s), T 3.
+
+    Both KL are means over all rotated rows, q_l the joint probabilities of branch l, p those of the backbone. Terms {"ce",
+    "branches", "kd"}. Needs a teacher trained by hsakd_teacher, with as many stages as the student.
+    """
+
+    teacher_method = "hsakd_teacher"
+
+    def __init__(self, given, temperature: Above = 3.0):
+        super().__init__(given)
+        if len(given.teacher.stages) != len(given.student.stages):
+            both = (shapes(blank_output(network, given.shape).feats) for network in (given.student, given.teacher))
+            raise CcdError(
+                "hsakd pairs a branch after each stage: the student's features are {}, the teacher's {}; choose networks with "
+                "as many stages".format(*both)
+            )
+        self.temperature = temperature
+
+    def forward(self, student, teacher, batch):
+        """Terms {"ce", "branches", "kd"}."""
+        with torch.no_grad():
+            theirs = self.teacher_heads.heads(teacher)
+        pairs = zip(self.heads(student), theirs, strict=True)
+        soft = sum(kl_rows(ours, q, self.temperature).mean() for ours, q in pairs)
+        final = kl_rows(student.logits, teacher.logits, self.temperature).mean()
+        return {
+            "ce": F.cross_entropy(student.logits[: len(batch.labels)], batch.labels),
+            "branches": self.temperature**2 * soft,
+            "kd": self.temperature**2 * final,
+        }

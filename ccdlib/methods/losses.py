@@ -1,0 +1,279 @@
+"""Distillation losses: `(student, teacher, labels, **settings) -> {"term": scalar}`; the loop adds the terms and logs them.
+
+`student` and `teacher` are Outputs of the same B inputs. B = V * N rows are views first: [view 1 of N images; view 2; ...].
+`labels` are (N,), one an image, or (B,), or mixed (B, C). The teacher never receives a gradient. Notation: p_T(z) = softmax(z / T), KL(a || b) = sum_c a_c (log a_c - log b_c).
+"""
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+
+from ccdlib.base.registry import CcdError, Registry
+from ccdlib.methods.settings import Above, Size
+
+# hard_labels: the loss asks which class is the right one, so that mixed labels are refused. by_image: its terms are means over
+# inputs, or over pairs of views, so that a step may be seen in parts.
+# teacher: "needed", "none" or "optional".
+LOSSES = Registry("loss", hard_labels=False, by_image=False, teacher="needed")
+# by_image: a weight of ccd that asks nothing of the other images.
+WEIGHTS = Registry("weight", by_image=False)
+
+
+def _labels_of_views(labels, rows):
+    """Labels (B,) from (N,) or (B,): every view of an image has its label. Mixed labels are (B, C) already."""
+    if len(labels) == 0 or rows % len(labels):
+        raise CcdError(f"{len(labels)} labels do not divide {rows} logit rows into views; give one label an image")
+    return labels if len(labels) == rows else labels.repeat(rows // len(labels))
+
+
+def _same_classes(student, teacher):
+    if teacher is None:
+        raise CcdError("this loss compares a student with a teacher; give the teacher's Output too")
+    if student.logits.shape != teacher.logits.shape:
+        raise CcdError(
+            f"student logits {tuple(student.logits.shape)} and teacher logits {tuple(teacher.logits.shape)} differ; "
+            "both networks must see the same inputs and have the same classes"
+        )
+
+
+def kl_rows(student, teacher, temperature):
+    """(B,) KL(p_T(teacher) || p_T(student)) of logits (B, C), row by row."""
+    log_p = F.log_softmax(teacher.detach() / temperature, dim=1)
+    log_q = F.log_softmax(student / temperature, dim=1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+
+@LOSSES.add("ce", by_image=True, teacher="none")
+def ce(student, teacher, labels):
+    """Cross entropy of all B rows with the hard labels, no teacher: {"ce"}. Teachers and the student alone."""
+    return {"ce": F.cross_entropy(student.logits, _labels_of_views(labels, len(student.logits)))}
+
+
+@LOSSES.add("kd", by_image=True)
+def kd(student, teacher, labels, temperature: Above = 4.0):
+    """Knowledge distillation (Hinton et al. 2015): CE + T^2 mean_i KL(p_T(z^t_i) || p_T(z^s_i)), over all B rows.
+
+    On the views [original; augmented] this is KD + JDA. Terms {"ce", "kd"}.
+    """
+    _same_classes(student, teacher)
+    rows = kl_rows(student.logits, teacher.logits, temperature)
+    return ce(student, teacher, labels) | {"kd": temperature**2 * rows.mean()}
+
+
+@LOSSES.add("ccd", by_image=True)
+def ccd(student, teacher, labels, temperature: Above = 4.0, weight: Annotated[str, WEIGHTS] = "cosine"):
+    """Cosine Confidence Distillation (Li et al., ACCV 2022), on the two views [original; augmented].
+
+    CE over all 2N rows + T^2 1/2 [mean_i KL_o,i + mean_i w_i KL_a,i], with w_i = 1 + cos(z^t_o,i, z^t_a,i) of the raw
+    teacher logits, in 0..2, without gradient. weight: "cosine", or a control (a row of WEIGHTS); "none" (w = 1) is exactly
+    KD + JDA. Terms {"ce", "kd"}. Errors: CcdError where the rows are not two views of each image.
+    """
+    _same_classes(student, teacher)
+    if len(student.logits) % 2 or len(labels) not in (len(student.logits), len(student.logits) // 2):
+        raise CcdError(
+            f"ccd needs two views an image, [original; augmented]: {len(student.logits)} rows for {len(labels)} labels "
+            "are not. Train it with a policy in `views`"
+        )
+    original, augmented = kl_rows(student.logits, teacher.logits, temperature).chunk(2)
+    w = confidence(teacher.logits, weight)
+    soft = temperature**2 * 0.5 * (original.mean() + (w * augmented).mean())
+    return ce(student, teacher, labels) | {"kd": soft}
+
+
+def confidence(teacher_logits, weight="cosine"):
+    """(N,) weights of the augmented rows from teacher logits (2N, C), views first; see ccd and WEIGHTS."""
+    return WEIGHTS[weight](*teacher_logits.detach().chunk(2))
+
+
+# The weights: (original logits (N, C), augmented logits (N, C)) -> (N,). Only the controls can tell whether the cosine
+# itself helps, because it changes the size of the soft loss as well as its spread over the images.
+
+
+@WEIGHTS.add("cosine", by_image=True)
+def _cosine(original, augmented):
+    return 1 + F.cosine_similarity(original, augmented, dim=1)
+
+
+@WEIGHTS.add("none", by_image=True)
+def _none(original, augmented):
+    return torch.ones_like(original[:, 0])
+
+
+@WEIGHTS.add("constant")
+def _constant(original, augmented):
+    """The size of the cosine weights without their spread."""
+    return _cosine(original, augmented).mean().expand(len(original))
+
+
+@WEIGHTS.add("shuffled")
+def _shuffled(original, augmented):
+    """Their values at other images: batches are in random order, so that each image taking its neighbour's weight is a shuffle,
+    one that needs no random numbers and leaves no image its own weight."""
+    return _cosine(original, augmented).roll(1)
+
+
+@WEIGHTS.add("normalised")
+def _normalised(original, augmented):
+    """Their spread without their size: batch mean 1."""
+    w = _cosine(original, augmented)
+    return w / w.mean().clamp(min=1e-6)
+
+
+@WEIGHTS.add("probabilities", by_image=True)
+def _probabilities(original, augmented):
+    return _cosine(original.softmax(1), augmented.softmax(1))
+
+
+@WEIGHTS.add("centred", by_image=True)
+def _centred(original, augmented):
+    return _cosine(original - original.mean(1, keepdim=True), augmented - augmented.mean(1, keepdim=True))
+
+
+# ---------------------------------------------------------------- compared losses that need nothing of their own
+
+
+def full(tensor):
+    """A tensor in at least float32: features of a GPU's autocast are bfloat16."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+@LOSSES.add("sp")
+def sp(student, teacher, labels, gamma: Size = 3000.0):
+    """Similarity preserving (Tung & Mori, ICCV 2019): CE + gamma ||G_t - G_s||_F^2 / B^2.
+
+    G (B, B) is F F^T, F the flattened last feature map, with rows of Euclidean length one. Terms {"ce", "sp"}.
+    """
+    _same_rows(student, teacher)
+    maps = [full(output.feats[-1]).flatten(1) for output in (student, _detached(teacher))]
+    return ce(student, teacher, labels) | {"sp": gamma * _difference_of_similarities(*maps, p=2)}
+
+
+@LOSSES.add("sp_released")
+def sp_released(student, teacher, labels, temperature: Above = 4.0):
+    """SP as the release of the CCD paper (Li et al., ACCV 2022) trains it: 2 (CE + T^2 KL + ||G_t - G_s||_F^2 / B^2).
+
+    G (B, B) is F F^T, F the pooled features, with rows whose absolute values add up to one; so the SP term is at most 4 / B^2
+    and hardly acts beside the KL. Terms {"ce", "kd", "sp"}.
+    """
+    terms = kd(student, teacher, labels, temperature)
+    terms |= {"sp": _difference_of_similarities(student.pooled, teacher.pooled.detach(), p=1)}
+    return {name: 2 * term for name, term in terms.items()}
+
+
+def _difference_of_similarities(student, teacher, p):
+    """mean (G_t - G_s)^2 of features (B, D); the rows of G = F F^T have p-norm one."""
+    one, other = (F.normalize(features @ features.T, p=p, dim=1) for features in (student, teacher))
+    return (one - other).square().mean()
+
+
+@LOSSES.add("at", by_image=True)
+def at(student, teacher, labels, gamma: Size = 1000.0):
+    """Attention transfer (Zagoruyko & Komodakis, ICLR 2017): CE + gamma sum_l mean_{i,x} (Q^t_l - Q^s_l)^2.
+
+    Q_l is the sum over channels of the squared feature map of stage l, flattened, of length one in every row. Where the two
+    networks' maps differ in size, the features are averaged down to the smaller size before they are squared. Terms {"ce",
+    "at"}. Errors: CcdError for networks with different numbers of stages.
+    """
+    _same_rows(student, teacher)
+    if len(student.feats) != len(teacher.feats):
+        raise CcdError(
+            f"attention transfer goes stage by stage: the student's features are {shapes(student.feats)}, the teacher's "
+            f"{shapes(teacher.feats)}; choose networks with as many stages"
+        )
+    pairs = (same_size(full(a), full(b)) for a, b in zip(student.feats, _detached(teacher).feats, strict=True))
+    parts = [(_attention(b) - _attention(a)).square().mean() for a, b in pairs]
+    return ce(student, teacher, labels) | {"at": gamma * sum(parts)}
+
+
+def shapes(feats):
+    """The shapes (channels, height, width) of feature maps, as text."""
+    return ", ".join(str(tuple(f.shape[1:])) for f in feats)
+
+
+def same_size(a, b):
+    """Feature maps a and b, the larger averaged down to the size of the smaller."""
+    side = [min(x, y) for x, y in zip(a.shape[2:], b.shape[2:], strict=True)]
+    return F.adaptive_avg_pool2d(a, side), F.adaptive_avg_pool2d(b, side)
+
+
+def _attention(feature):
+    return F.normalize(feature.square().sum(1).flatten(1), dim=1)
+
+
+@LOSSES.add("rkd")
+def rkd(student, teacher, labels, distance: Size = 25.0, angle: Size = 50.0):
+    """Relational KD (Park et al., CVPR 2019): CE + distance * L_D + angle * L_A, on pooled features of the B rows.
+
+    L_D: mean over ordered pairs of different rows of huber(d^t_ij - d^s_ij), d the distances over their mean. L_A: mean over
+    triples of different rows of huber(a^t_ijk - a^s_ijk), a the cosine of the angle at j. huber(x) = x^2 / 2 where |x| < 1,
+    |x| - 1/2 elsewhere. Memory grows with B^3. Terms {"ce", "distance", "angle"}.
+    """
+    _same_rows(student, teacher)
+    s, t, b = student.pooled, teacher.pooled.detach(), len(student.pooled)
+    # Where rows repeat, both sides are equal and add nothing, so only the counts of different rows are needed.
+    pairs, triples = max(1, b * (b - 1)), max(1, b * (b - 1) * (b - 2))
+    by_distance = F.smooth_l1_loss(_distances(s), _distances(t), reduction="sum") / pairs
+    by_angle = F.smooth_l1_loss(_angles(s), _angles(t), reduction="sum") / triples
+    return ce(student, teacher, labels) | {"distance": distance * by_distance, "angle": angle * by_angle}
+
+
+def _distances(x):
+    d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    return d / (d.sum() / max(1, len(x) * (len(x) - 1))).clamp(min=1e-12)
+
+
+def _angles(x):
+    """(j, i, k): the cosine of the angle at row j between rows i and k."""
+    e = F.normalize(x[None] - x[:, None], dim=2)
+    return e @ e.mT
+
+
+@LOSSES.add("dkd", hard_labels=True, by_image=True)
+def dkd(student, teacher, labels, temperature: Above = 4.0, alpha: Size = 1.0, beta: Size = 8.0):
+    """Decoupled KD (Zhao et al., CVPR 2022): CE + T^2 mean_i (alpha TCKD_i + beta NCKD_i).
+
+    TCKD: KL between (p_y, 1 - p_y) of teacher and student, y the true class. NCKD: KL between the probabilities of the
+    other classes among themselves. The paper sets beta by the pair (the `paper` profiles have it), and lets the soft terms grow
+    over the first 20 of 240 epochs (RunConfig.warmup). Terms {"ce", "target", "others"}.
+    """
+    _same_classes(student, teacher)
+    true = F.one_hot(_labels_of_views(labels, len(student.logits)), student.logits.shape[1]).bool()
+    rows = [z / temperature for z in (student.logits, teacher.logits.detach())]
+    log_y = [F.log_softmax(z, 1)[true] for z in rows]  # (B,) each
+    others = [z[~true].view(len(z), -1) for z in rows]  # (B, C - 1)
+    log_rest = [z.logsumexp(1) - whole.logsumexp(1) for z, whole in zip(others, rows, strict=True)]
+    binary = [torch.stack(pair, 1) for pair in zip(log_y, log_rest, strict=True)]
+    target = F.kl_div(*binary, reduction="none", log_target=True).sum(1).mean()
+    rest = kl_rows(*others, 1.0).mean()
+    soft = {"target": temperature**2 * alpha * target, "others": temperature**2 * beta * rest}
+    return ce(student, teacher, labels) | soft
+
+
+@LOSSES.add("kd_std", by_image=True)
+def kd_std(student, teacher, labels, temperature: Above = 2.0, hard: Size = 0.1, soft: Size = 9.0):
+    """Logit standardisation (Sun et al., CVPR 2024): hard * CE + soft * T^2 mean_i KL(p_T(Z(z^t_i)) || p_T(Z(z^s_i))).
+
+    Z(z) = (z - mean) / standard deviation, over the C classes of a row, the variance over C - 1 as in the released code. Terms
+    {"ce", "kd"}.
+    """
+    _same_classes(student, teacher)
+
+    def standard(z):
+        return (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True).clamp(min=1e-7)
+
+    rows = kl_rows(standard(student.logits), standard(teacher.logits), temperature)
+    return {"ce": hard * ce(student, teacher, labels)["ce"], "kd": soft * temperature**2 * rows.mean()}
+
+
+def _detached(teacher):
+    return teacher._replace(feats=tuple(f.detach() for f in teacher.feats), pooled=teacher.pooled.detach())
+
+
+def _same_rows(student, teacher):
+    if teacher is None:
+        raise CcdError("this loss compares a student with a teacher; give the teacher's Output too")
+    if len(student.logits) != len(teacher.logits):
+        raise CcdError(
+            f"{len(student.logits)} rows of the student and {len(teacher.logits)} of the teacher; both must see the same inputs"
+        )

@@ -1,0 +1,152 @@
+"""What is looked at before a training: that it can be done with these networks, data, teachers and settings of the machine."""
+
+import math
+import os
+from collections.abc import Iterable
+
+import torch
+
+from ccdlib.base import extensions
+from ccdlib.base.devices import device_named, jobs
+from ccdlib.base.registry import CcdError
+from ccdlib.data import Dataset, load_data
+from ccdlib.data.sources import normalised_by
+from ccdlib.models import build
+from ccdlib.training.config import Checkpoint, RunConfig, with_teachers
+from ccdlib.training.evaluate import predict
+from ccdlib.training.teachers import check_checkpoint, method_of
+from ccdlib.views import check_views, steps_an_epoch
+
+
+def check(configs: Iterable[RunConfig]) -> None:
+    """Raise CcdError where one of `configs` cannot be trained, in seconds, before hours are spent on the others.
+
+    fit() makes the same checks for its own configuration and its teacher; a command makes them once for all it will train.
+    """
+    configs = list(configs)
+    if not configs:
+        raise CcdError("there is nothing to train; ask for at least one seed (parameter `seeds`)")
+    seen = set()
+    for config in (each for config in configs for each in with_teachers(checked(config))):
+        # Of seeds nothing can go wrong here; configurations that differ in no more are one case.
+        case = str([_shape_of(each) for each in (config, config.teacher)])
+        if case not in seen:
+            seen.add(case)
+            _check_one(config)
+
+
+def _check_one(config):
+    if config.device != "auto":  # what that means here may not be here: a batch is planned where there is no GPU
+        device_named(config.device)
+    check_importable(config)
+    data = data_of(config)
+    check_teacher(config, data)
+    check_fits(config, data)
+    if isinstance(config.teacher, Checkpoint):
+        check_checkpoint(config.teacher, data)
+    data.check_files()
+
+
+def _shape_of(config):
+    """What may make a training impossible; of views only how many inputs they make and of which images."""
+    if not isinstance(config, RunConfig):
+        return config
+    rule, what = config.rule, config.fields_where(lambda use: use.part in ("data", "network", "method", "compute"))
+    shape = [getattr(config, name) for name in what if name not in ("teacher", "subset_seed")]
+    return (
+        shape,
+        config.side,
+        config.statistics,
+        config.batch,
+        config.accumulate,
+        rule.turns,
+        rule.crops,
+        rule.mixes,
+        config.jda,
+    )
+
+
+def checked(config: RunConfig) -> RunConfig:
+    """The RunConfig itself, once more checked: whatever made it may have left that out. CcdError for what is none."""
+    if not isinstance(config, RunConfig):
+        raise CcdError(f"{config!r} is no RunConfig; give one, such as RunConfig(model='resnet8')")
+    return config.but()
+
+
+def check_importable(config: RunConfig) -> None:
+    """Raise CcdError where several processes would have to import what only this one has."""
+    if config.processes > 1:
+        check_carried("several processes of torchrun train the run, which")
+
+
+def check_carried(who: str) -> None:
+    """Raise CcdError where rows were added by a cell, a prompt or a script; who: those that could not import them."""
+    for row in extensions.carried():
+        raise CcdError(
+            f"the {row.kind} {row.name!r} was defined in an interactive session or a script: {who} cannot import it. Write it into "
+            "a module and name that in CCD_EXTENSIONS, or start with `ccd --use FILE.py`"
+        )
+
+
+def check_fits(config: RunConfig, data: Dataset) -> None:
+    """Raise CcdError unless images of `data` can go through the network, because some halve small images to nothing, its views
+    can be made of them, and its method can be built."""
+    network = build(config.model, data.classes, data.channels, config.seed)
+    if data.in_files:
+        check_views(config)
+    n, parts = len(data.train_labels), config.accumulate * config.processes
+    if parts > 1 and n // steps_an_epoch(n, config.batch) < 2 * parts:
+        raise CcdError(
+            f"{n} training images in steps of at most {config.batch}, each in {parts} parts (accumulate {config.accumulate}, "
+            f"processes {config.processes}), leave parts of less than two images; take fewer parts"
+        )
+    if config.rule.turns > 1 and data.shape[1] != data.shape[2]:
+        raise CcdError(f"views {config.views!r} need square images, not {data.shape[1:]}; make them square first")
+    try:
+        predict(network, data, data.tests(torch.arange(1)))
+    except RuntimeError as error:
+        raise CcdError(f"model {config.model!r} cannot take images of shape {data.shape} ({error}); use larger ones") from error
+    teacher = config.teacher and build(config.teacher.model, data.classes, data.channels)
+    method_of(config, data, network, teacher, None)
+
+
+def check_teacher(config: RunConfig, data: Dataset) -> None:
+    """Raise CcdError where the teacher is trained on data of another kind."""
+    if isinstance(config.teacher, RunConfig):
+        taught = data_of(config.teacher)
+        if (taught.classes, taught.channels) != (data.classes, data.channels):
+            raise CcdError(
+                f"the teacher's data {config.teacher.data!r} has {taught.classes} classes and {taught.channels} channels, the "
+                f"student's {config.data!r} {data.classes} and {data.channels}; train the teacher on data of the same kind"
+            )
+
+
+def whole_data(config: RunConfig) -> Dataset:
+    """The data of a configuration, normalised by its statistics, with all training images."""
+    return normalised_by(load_data(config.data, side=config.side), config.statistics)
+
+
+def data_of(config: RunConfig) -> Dataset:
+    """The data of a configuration as its training sees it: normalised by its statistics, its training images chosen."""
+    data = whole_data(config)
+    return data if config.n_train is None else data.subset(config.n_train, config.subset_seed)
+
+
+def check_surroundings() -> None:
+    """Raise CcdError where an environment variable that a training reads has a value that it cannot use here."""
+    extensions.check()
+    jobs()
+    seconds_between_saves()
+    device_named("auto")
+
+
+def seconds_between_saves() -> float:
+    """How long a run may go on without keeping its state, at most an epoch more: $CCD_SAVE_EVERY seconds, or five."""
+    given = os.environ.get("CCD_SAVE_EVERY", "5")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise CcdError(f"CCD_SAVE_EVERY = {given!r}: allowed are seconds from 0, which keeps the state after every epoch")
+    return seconds

@@ -1,0 +1,340 @@
+"""fit: a run, or a cohort of runs that see the same views and have the same teacher, found trained or trained to its end."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ccdlib.base import paths
+from ccdlib.base.devices import best_device, device_named
+from ccdlib.base.registry import CcdError
+from ccdlib.data import Dataset
+from ccdlib.methods import Method
+from ccdlib.models import Backbone, build
+from ccdlib.training import group
+from ccdlib.training.checks import (
+    check_fits,
+    check_importable,
+    check_teacher,
+    checked,
+    data_of,
+    seconds_between_saves,
+    whole_data,
+)
+from ccdlib.training.config import Checkpoint, RunConfig
+from ccdlib.training.evaluate import evaluate
+from ccdlib.training.identity import identity, provenance
+from ccdlib.training.loop import Diverged, Trainee, prepare, train_epoch
+from ccdlib.training.store import DamagedRun, Folder, load_weights
+from ccdlib.training.teachers import TaughtBy, accuracy_of, check_accuracy, checkpoint_taught, from_checkpoint, heads_from
+
+SHOWS = ("auto", "epochs", "run", "bar", "none")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    accuracy: top-1 on the test set after the last epoch, in percent: the result. best_on_test: the best epoch's, chosen on
+    the test set itself and therefore too high; only for comparison with papers that report it. curves: one dict an epoch.
+    folder: the run's folder. metrics: its metrics.json. (Of a Checkpoint, which measured() makes one of, there are accuracy and
+    config only.)
+    """
+
+    config: RunConfig | Checkpoint
+    accuracy: float
+    best_on_test: float
+    curves: list
+    folder: Path
+    metrics: dict
+    classes: int
+    channels: int
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, over all pieces."""
+        return self.metrics["seconds"]
+
+    def model(self) -> Backbone:
+        """The trained network, in eval mode on the CPU."""
+        if isinstance(self.config, Checkpoint):
+            return from_checkpoint(self.config, self.classes, self.channels)
+        network = build(self.config.model, classes=self.classes, channels=self.channels)
+        return load_weights(self.folder / "weights.safetensors", network, self.config.model).eval()
+
+    def heads(self) -> Method | None:
+        """The method with its trained heads, in eval mode on the CPU; None for a method that keeps none."""
+        return heads_from(self.config, self.folder / "heads.safetensors", self.model(), data_of(self.config))
+
+
+def fit(config: RunConfig, show: str = "auto", repair: bool | None = None) -> Result:
+    """Train the network that `config` describes, or find it trained; its teacher first. Returns a Result.
+
+    show: "epochs" (one printed line an epoch), "run" (one line when it is done), both also for a run that is found; "bar"
+    (tqdm); "none"; or "auto": bar on an interactive command line, epochs elsewhere. repair: train a damaged run again, keeping
+    its folder under another name; None: as $CCD_REPAIR says. Errors: CcdError, before any training wherever it can be known
+    then; Diverged during it.
+    """
+    return fit_cohort([config], show, repair)[0]
+
+
+def fit_cohort(configs: Sequence[RunConfig], show: str = "auto", repair: bool | None = None) -> list[Result]:
+    """fit() for the runs of one cohort (equal RunConfig.cohort), trained together: [Result, one a configuration].
+
+    Views are made once and the teacher answers them once; every network takes its own step. On a CPU each run has the bits it
+    has alone. Each has its own folder: finished ones are found, interrupted ones go on from their own last epoch. Where one
+    diverges, the others are trained to their end before the error is raised. A run's seconds are its part of the cohort's.
+    """
+    if show not in SHOWS:
+        raise CcdError(f"show = {show!r}: allowed are {', '.join(SHOWS)}")
+    configs = [checked(config) for config in configs]
+    if len({config.cohort for config in configs}) != 1:
+        raise CcdError(
+            f"{len(configs)} configurations are no cohort: all must have the same teacher, data, views, draws, batch and "
+            "epochs. Group them by RunConfig.cohort"
+        )
+    show = ("bar" if sys.stderr.isatty() else "epochs") if show == "auto" else show
+    repair = os.environ.get("CCD_REPAIR") == "1" if repair is None else repair
+    device = device_named(configs[0].device)
+    data = data_of(configs[0])
+    seconds_between_saves()  # a wrong value is refused before the training
+    check_teacher(configs[0], data)
+    folders = {folder.path: folder for folder in map(folder_of, configs)}  # each once, however often it is asked for
+    missing = group.from_first(lambda: [path for path, folder in folders.items() if not folder.ready(repair)])
+    found = folders.keys() - set(missing)
+    for path in sorted(found):
+        _check_teacher_of(folders[path], data, device)
+    for path in missing:
+        check_fits(folders[path].config, data)
+    if missing and configs[0].processes > 1 and group.size() == 1 and not group.started_by_torchrun():
+        check_importable(configs[0])
+        group.launch([folders[path].config for path in missing], show, repair)
+    elif missing:
+        taught_by = _teacher_for(configs[0], data, show, repair)
+        with ExitStack() as locks:
+            still = group.from_first(lambda: _locked([folders[path] for path in missing], locks, repair))
+            found |= set(missing) - set(still)  # another process may have finished them
+            if still:
+                _train([folders[path] for path in still], data.to(device), taught_by, device, show, repair)
+            group.wait()
+    for path in sorted(found) if show == "epochs" and group.rank() == 0 else ():
+        for row in folders[path].curves():
+            print(_line(folders[path].config, row))
+    return [_result(config, folder_of(config), data, show) for config in configs]
+
+
+def folder_of(config: RunConfig) -> Folder:
+    """The Folder of a run, whether it is trained or not. Errors: CcdError for data or a teacher file that is not there."""
+    device = best_device().type if config.device == "auto" else config.device
+    precision = "bfloat16" if device == "cuda" else "float32"
+    return Folder(config, identity(config, lambda c: whole_data(c).facts, precision))
+
+
+def measured(teacher: Checkpoint, data: Dataset) -> Result:
+    """A Checkpoint as a Result without training: its accuracy on the test images of `data`, and no curves."""
+    device, network = best_device(), from_checkpoint(teacher, data.classes, data.channels)
+    reached = accuracy_of(teacher, network, data, device)
+    check_accuracy(teacher, reached, data)
+    file = Path(teacher.file)
+    return Result(teacher, reached, reached, [], file, {"seconds": 0.0}, data.classes, data.channels)
+
+
+def network_of(config: RunConfig | Checkpoint, data: Dataset, show: str = "epochs") -> Backbone:
+    """The network of a RunConfig, trained or found, or of a Checkpoint, in eval mode on the CPU; show: see fit()."""
+    if isinstance(config, RunConfig):
+        return fit(config, show).model()
+    if show != "none":
+        print(f"{config.file}: {measured(config, data).accuracy:.1f} % on the test images, from its file")
+    return from_checkpoint(config, data.classes, data.channels)
+
+
+def _teacher_for(config, data, show, repair):
+    """The TaughtBy of a configuration, trained first if it has to be."""
+    if config.teacher is None:
+        return TaughtBy()
+    if isinstance(config.teacher, Checkpoint):
+        return checkpoint_taught(config.teacher, data)
+    taught = config.teacher.but(device=config.device, processes=config.processes)
+    result = fit(taught, show="bar" if show == "bar" else "none", repair=repair)
+    return TaughtBy(result.model(), result.heads())
+
+
+def _check_teacher_of(folder, data, device):
+    """check_accuracy for a run that is found: by what it keeps or, if it was trained before that was kept, measured now."""
+    teacher = folder.config.teacher
+    if isinstance(teacher, Checkpoint) and teacher.accuracy is not None:
+        reached = folder.metrics.get("teacher_accuracy")
+        if reached is None:
+            reached = accuracy_of(teacher, from_checkpoint(teacher, data.classes, data.channels), data, device)
+        check_accuracy(teacher, reached, data)
+
+
+def _locked(folders, locks, repair):
+    """Hold the folders of runs; the paths of those that are still to be trained."""
+    for folder in sorted(folders, key=lambda folder: folder.path):  # in one order: no two processes wait for each other
+        locks.enter_context(folder.lock())
+    missing = [folder for folder in folders if not folder.ready(repair)]
+    for folder in missing:
+        if folder.finished:
+            folder.set_aside()
+    return [folder.path for folder in missing]
+
+
+def _result(config, folder, data, show):
+    metrics = folder.metrics
+    if show == "run" and group.rank() == 0:
+        print(f"{config.model}, {config.method}, views {config.views}, seed {config.seed}: {metrics['accuracy']:.1f} %")
+    return Result(
+        config, metrics["accuracy"], metrics["best_on_test"], folder.curves(), folder.path, metrics, data.classes, data.channels
+    )
+
+
+# ---------------------------------------------------------------- the books of a training
+
+
+@dataclass
+class Member:
+    """A run in training: its Trainee, its Folder, its curves so far, how many of their epochs an earlier process did, and
+    the Diverged that ended it."""
+
+    trainee: Trainee
+    folder: Folder
+    rows: list = field(default_factory=list)
+    found: int = 0
+    failed: Diverged | None = None
+
+    @property
+    def parts(self) -> tuple:
+        """What changes in training."""
+        return self.trainee.network, self.trainee.method, self.trainee.optimiser
+
+    def resume(self, repair: bool) -> None:
+        """Go on from the state that is kept, if there is one."""
+        try:
+            self.found, self.rows = self.folder.load_state(*self.parts)
+        except DamagedRun:
+            if not repair:
+                raise
+            if group.rank() == 0:
+                self.folder.file("resume.pt").rename(self.folder.file("resume.damaged.pt"))
+        if group.rank() == 0:
+            self.folder.start()
+
+    def add(self, row: dict, seconds: float) -> None:
+        """Keep the row of an epoch that took so many seconds, with the accuracy on the test set where one is due."""
+        config, trainee = self.trainee.config, self.trainee
+        began = time.perf_counter()
+        tested = row["epoch"] == config.epochs or row["epoch"] % config.eval_every == 0
+        row["test_accuracy"] = evaluate(trainee.network, trainee.data, trainee.device)["accuracy"] if tested else None
+        self.rows.append(row | {"seconds": round(seconds + time.perf_counter() - began, 4)})
+
+    def save(self) -> None:
+        """Keep the state after this epoch."""
+        if group.rank():
+            return
+        self.folder.save_state(len(self.rows), *self.parts, self.rows)
+        self.folder.save_curves(self.rows)
+
+    def finish(self, facts: dict) -> None:
+        """Make it a finished run; facts: what else is kept of it."""
+        if group.rank():
+            return
+        trainee = self.trainee
+        metrics = facts | _metrics(self.rows, trainee.data, trainee.device, len(self.rows) - self.found)
+        self.folder.finish(trainee.network, trainee.method, self.rows, metrics)
+
+
+def _train(folders, data, taught_by, device, show, repair):
+    """Train the runs of `folders` together, each from its own last epoch, to the end."""
+    trainees = prepare([folder.config for folder in folders], data, device, taught_by)
+    members = [Member(trainee, folder) for trainee, folder in zip(trainees, folders, strict=True)]
+    for member in members:
+        member.resume(repair)
+    done = [len(member.rows) for member in members]
+    if group.from_first(lambda: done) != done:
+        raise CcdError(
+            f"{paths.outputs()} is not the same folder for all processes; name one that all machines share in CCD_OUTPUTS"
+        )
+    facts, saved, epochs = _facts_of_teacher(members[0], taught_by, device), time.monotonic(), folders[0].config.epochs
+    for epoch in _epochs(members, show):
+        # A cohort that was killed while it kept its states goes on from different epochs.
+        active = [member for member in members if len(member.rows) == epoch and not member.failed]
+        began = time.perf_counter()
+        rows = train_epoch([member.trainee for member in active], epoch)
+        seconds = (time.perf_counter() - began) / max(1, len(active))
+        for member, row in zip(active, rows, strict=True):
+            if isinstance(row, Diverged):
+                member.failed = row
+                continue
+            member.add(row, seconds)
+            if show == "epochs" and group.rank() == 0:
+                print(_line(member.trainee.config, member.rows[-1], len(members) > 1))
+        if epoch + 1 < epochs and time.monotonic() - saved >= seconds_between_saves():
+            for member in active:
+                if not member.failed:
+                    member.save()
+            saved = time.monotonic()
+    for member in members:
+        if not member.failed:
+            member.finish(facts)
+    for member in members:
+        if member.failed:
+            raise member.failed
+
+
+def _facts_of_teacher(member, taught_by, device):
+    """What is kept of a teacher from a file: its accuracy, which is checked here."""
+    teacher, data = member.trainee.config.teacher, member.trainee.data
+    if not isinstance(teacher, Checkpoint):
+        return {}
+    reached = accuracy_of(teacher, taught_by.network, data, device)
+    check_accuracy(teacher, reached, data)
+    return {"teacher_accuracy": reached}
+
+
+def _metrics(rows, data, device, epochs_here):
+    tested = [(row["test_accuracy"], row["epoch"]) for row in rows if row["test_accuracy"] is not None]
+    best, best_epoch = max(tested, key=lambda pair: (pair[0], -pair[1]))
+    return {
+        "accuracy": rows[-1]["test_accuracy"],
+        "best_on_test": best,
+        "best_on_test_epoch": best_epoch,
+        "train_images": len(data.train_labels),
+        "test_images": len(data.test_labels),
+        "seconds": round(sum(row["seconds"] for row in rows), 3),
+        "resumed": epochs_here < len(rows),
+        "data": {"name": data.name, "sha256": data.fingerprint},
+        "provenance": provenance(device),
+    }
+
+
+def _epochs(members, show):
+    """The epochs that some member lacks, while one goes on."""
+    config, done = members[0].trainee.config, min(len(member.rows) for member in members)
+    epochs = range(done, config.epochs)
+    if show == "bar":
+        from tqdm import tqdm
+
+        who = f"seed {config.seed}" if len(members) == 1 else f"and {len(members) - 1} more"
+        label = f"{config.model} {config.method} {who}"
+        epochs = tqdm(epochs, label, total=config.epochs, initial=done, unit="epoch", leave=False)
+    for epoch in epochs:
+        if all(member.failed for member in members):
+            return
+        yield epoch
+
+
+def _line(config, row, named=False):
+    """One line an epoch, without times, so that a run that is found prints what it printed when it was trained."""
+    known = ("epoch", "lr", "train_accuracy", "test_accuracy", "seconds")
+    terms = " ".join(f"{name} {value:.3f}" for name, value in row.items() if name not in known)
+    test = "" if row["test_accuracy"] is None else f"  test {row['test_accuracy']:.1f} %"
+    width = len(str(config.epochs))
+    who = f"{config.model} {config.method}, seed {config.seed}: " if named else ""
+    return (
+        f"{who}epoch {row['epoch']:{width}d}/{config.epochs}  lr {row['lr']:.4g}  {terms}  train {row['train_accuracy']:.1f} %"
+        f"{test}"
+    )

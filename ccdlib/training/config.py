@@ -1,0 +1,358 @@
+"""RunConfig: everything that shapes one trained network, checked when it is made, long before any training."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ccdlib.base.registry import CcdError, Registry, unknown
+from ccdlib.data import source_of, statistics_of
+from ccdlib.methods import METHODS, check_settings, words_in
+from ccdlib.models import MODELS
+from ccdlib.training.recipes import SMALL
+from ccdlib.views import OPS, POLICIES, VIEWS, ViewRule
+
+Positive = Annotated[float, Field(gt=0, lt=1e38, allow_inf_nan=False)]  # a float32 number
+
+
+Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+# Far above what anybody trains, and below what would only hang.
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+Few = Annotated[int, Field(ge=1, le=1024)]
+
+
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class Use(NamedTuple):
+    """What a field of RunConfig is for; cohorts, identities and forecasts are computed from this, and from nothing else.
+
+    part: of the run. own: whether the runs of a cohort may differ in it. named: whether it names the run: "always", "where set"
+    (unless it has its default, because it came later than stored runs), or "by content" (what it stands for names the run, or it
+    changes no result). work: whether it changes how long a step takes.
+    """
+
+    part: str
+    own: bool = False
+    named: str = "always"
+    work: bool = False
+
+
+class Strict(BaseModel):
+    """A pydantic model that refuses unknown keys, saying which are allowed; "1e-3" strings become numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, revalidate_instances="always")
+
+    def __init__(self, **given):
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise CcdError(_readable(type(self).__name__, error.errors())) from None
+
+    def but(self, **changes):
+        """The same with other values of some fields, checked like a new one."""
+        return type(self)(**dict(self) | changes)
+
+    def model_copy(self, *, update=None, deep=False):
+        """pydantic's copy, which would put `update` in unchecked; CcdError where there is one."""
+        if update:
+            raise CcdError(f"model_copy(update={update!r}) would check nothing; write config.but(name=value)")
+        return super().model_copy(deep=deep)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, given):
+        if isinstance(given, dict):
+            for key in given:
+                if key not in cls.model_fields:
+                    raise unknown(f"{cls.__name__} parameter", key, cls.model_fields)
+        return given
+
+
+def _use_of(field):
+    return next(mark for mark in field.metadata if isinstance(mark, Use))
+
+
+def _readable(kind, errors):
+    """pydantic's errors as one text: which field, what was given, what is allowed."""
+    ours = [error["msg"].removeprefix("Value error, ") for error in errors if error["type"] == "value_error"]
+    if ours:  # our own checks say it all, once is enough
+        return ours[0]
+    return "; ".join(f"{kind}: {'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in errors)
+
+
+class Checkpoint(Strict):
+    """Weights from a file instead of a run of this store.
+
+    file: a .safetensors of `model`, as a run of this kit writes it; a .pth that torchvision wrote; "ccdlib:NAME", a teacher
+    that comes with the package ("ccdlib:resnet20-objects-s0"); or "torchvision:NAME", pretrained weights of that name
+    ("torchvision:IMAGENET1K_V1"), downloaded once. accuracy: what the network must reach on the student's test set (percent,
+    within half a point), measured before the student's training starts. heads, method: the file of trained heads
+    (heads.safetensors of a run) and the method that trained them, for a student's method that needs them. seed: which of
+    several paired teachers it is; it names no run.
+    """
+
+    model: str
+    file: str
+    accuracy: Annotated[float, Field(ge=0, le=100)] | None = None
+    heads: str | None = None
+    method: str = "ce"
+    seed: Seed = 0
+
+
+class RunConfig(Strict):
+    """One network trained once. `fit(config)` trains it, or finds it trained.
+
+    data, side, n_train, subset_seed: see load_data and Data.subset (n_train None: all of it).
+    model: the backbone. method, settings: a row of METHODS and its settings.
+    views: "none" (one base view an image), "raw" (the image as it is), "base" (two base views), "rotation" (0, 90, 180, 270
+    degrees of one crop), a policy ("cifar100", ...): the original and its JDA twin, or one of AUGMENTATIONS: the original and
+    such a twin. p: the policy's probability, when another than its own. ops: the ops of the policy that are kept (None:
+    all). twins: augmented twins of an image (r).
+    share: the fraction of the images, drawn anew each epoch, that get them (q).
+    teacher: the RunConfig that makes the teacher, or a Checkpoint; None where the method needs none. For a method that
+    trains heads of a frozen network, that network.
+    seed: of initial weights, batch order, crops and policy draws, in separate streams. draws: the seed of the last three, when
+    another: runs with different seeds and equal draws differ in nothing but their weights, and can share a teacher's answers.
+    batch: images a step (each with all its views). milestones: fractions of the epochs after which lr is divided by ten.
+    nesterov: Nesterov's momentum, or the plain one. warmup: the epochs over which all terms of the loss but its cross entropy
+    grow linearly to their full size: in epoch e, from 1, they count min(1, e / warmup).
+    flip: overrides the data set's own base flip. statistics: the mean and standard deviation by which images are normalised:
+    "own", or those of the data set of that name, one whose statistics the literature fixes (the authors' script for CIFAR-10
+    has CIFAR-100's). eval_every: epochs between test evaluations (the last is always one).
+    jda: whether the augmentation comes "before crop", on whole images, as the papers have it, or "after crop", which is
+    faster where images are large. accumulate: passes over which a step's images are spread, each with batch norms of its
+    own. clip: the norm to which a step's gradient is cut (None: not).
+    processes: how many train the run together (see group.py), a GPU each, or a part of the CPU.
+    device: "auto", "cpu" or "cuda". Device and processes do not name the run, every other field does.
+    Errors: CcdError (a ValueError), saying what was given and what is allowed.
+    """
+
+    data: Annotated[str, Use("data", named="by content", work=True)] = "digits"
+    side: Annotated[int, Field(ge=1, le=4096), Use("view", named="by content", work=True)] = 32
+    n_train: Annotated[int | float | None, Use("data", work=True)] = None
+    subset_seed: Annotated[Seed, Use("data")] = 0
+    model: Annotated[str, Use("network", own=True, work=True)] = "resnet8"
+    method: Annotated[str, Use("method", own=True, work=True)] = "ce"
+    settings: Annotated[dict[str, Any], Use("method", own=True, work=True)] = {}
+    views: Annotated[str, Use("view", work=True)] = "none"
+    p: Annotated[Fraction | None, Use("view")] = None
+    ops: Annotated[tuple[str, ...] | None, Use("view", named="by content")] = None
+    twins: Annotated[int, Field(ge=1, le=64), Use("view", work=True)] = 1
+    share: Annotated[Fraction, Use("view", work=True)] = 1.0
+    flip: Annotated[bool | None, Use("view")] = None
+    statistics: Annotated[str, Use("view", named="by content")] = "own"
+    teacher: Annotated["RunConfig | Checkpoint | None", Use("method", named="by content")] = None
+    seed: Annotated[Seed, Use("repetition", own=True)] = 0
+    draws: Annotated[Seed | None, Use("repetition", own=True)] = None
+    epochs: Annotated[Count, Use("recipe")] = SMALL["epochs"]
+    batch: Annotated[Count, Use("recipe", work=True)] = SMALL["batch"]
+    lr: Annotated[Positive, Use("recipe", own=True)] = SMALL["lr"]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False), Use("recipe", own=True)] = SMALL["weight_decay"]
+    momentum: Annotated[Rate, Use("recipe", own=True)] = 0.9
+    nesterov: Annotated[bool, Use("recipe", own=True, named="where set")] = True
+    milestones: Annotated[tuple[Rate, ...], Use("recipe", own=True)] = (0.625, 0.75, 0.875)
+    warmup: Annotated[int, Field(ge=0, le=1_000_000), Use("recipe", own=True, named="where set")] = 0
+    eval_every: Annotated[Count, Use("report", own=True)] = 1
+    jda: Annotated[Literal["before crop", "after crop"], Use("view", named="where set")] = "before crop"
+    accumulate: Annotated[Few, Use("recipe", named="where set")] = 1
+    clip: Annotated[Positive | None, Use("recipe", own=True, named="where set")] = None
+    processes: Annotated[Few, Use("compute", named="by content")] = 1
+    device: Annotated[Literal["auto", "cpu", "cuda"], Use("compute", named="by content")] = "auto"
+
+    @classmethod
+    def fields_where(cls, belongs: Callable[[Use], bool]) -> list[str]:
+        """The names of the fields whose Use `belongs`."""
+        return [name for name, field in cls.model_fields.items() if belongs(_use_of(field))]
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _teachers_mistakes_are_the_teachers(cls, given):
+        if given is None or isinstance(given, RunConfig | Checkpoint):
+            return given
+        if not isinstance(given, dict):
+            raise CcdError(f"teacher = {given!r}: give a RunConfig, a Checkpoint, the fields of one, or None")
+        try:
+            return (Checkpoint if "file" in given else cls)(**given)
+        except CcdError as error:
+            raise CcdError(f"teacher: {error}") from None
+        except TypeError as error:  # a key that is no word
+            raise CcdError(f"teacher: {error}; keys are names of fields") from None
+
+    @model_validator(mode="after")
+    def _names_and_needs(self):
+        source_of(self.data)
+        statistics_of(self.statistics)
+        MODELS[self.model]
+        check_settings(self.method, self.settings)
+        rule = VIEWS[self.views]
+        for name in ("p", "ops"):
+            self._only_where(name, POLICIES, name in rule.knobs, "a policy")
+        for name in ("twins", "share"):
+            self._only_where(name, [row for row in VIEWS if VIEWS[row].twins], rule.twins, "an augmentation")
+        rule = self.rule  # an op that the policy lacks is named here
+        if self.ops is not None and not self.ops:
+            raise CcdError("ops = []: a policy without operations makes no augmented view; name some, or use views 'base'")
+        paired = [name for name, row in VIEWS.items() if row.base + row.twins == 2 and row.turns == row.candidates == 1]
+        unpaired = self.views_per_image == 2 and self.views not in paired
+        if self.method == "ccd" and (self.views_per_image != 2 or unpaired):
+            raise CcdError(
+                f"method 'ccd' weighs two views an image; views {self.views!r}, twins {self.twins} and share {self.share:g} "
+                f"give {self.views_per_image:g}{' that are no pairs' * unpaired}. Use twins 1, share 1 and one "
+                f"of the views {', '.join(paired)}"
+            )
+        self._check_views_of_method(METHODS[self.method])
+        self._check_teacher(METHODS[self.method])
+        self._check_parts(METHODS[self.method])
+        return self
+
+    def _only_where(self, name, views, allowed, what):
+        if not allowed and getattr(self, name) != type(self).model_fields[name].default:
+            raise CcdError(
+                f"{name} = {getattr(self, name)} with views {self.views!r}: only {what} has that; allowed views: {', '.join(views)}"
+            )
+
+    def _check_parts(self, method):
+        parts = self.accumulate * self.processes
+        if parts == 1:
+            return
+        if self.processes > 1 and isinstance(self.teacher, RunConfig):  # which the same processes train
+            RunConfig(**dict(self.teacher) | {"processes": self.processes})
+        if not method.by_image(self.settings):
+            allowed = [name for name, row in METHODS.items() if row.by_image({})]
+            raise CcdError(
+                f"accumulate = {self.accumulate}, processes = {self.processes}: method {self.method!r} with settings "
+                f"{self.settings} compares the images of a batch with each other, or trains heads, and cannot see it in parts. "
+                f"Allowed methods: {', '.join(allowed)} (ccd with a weight that is each image's own); or give 1 and 1"
+            )
+        if self.batch < 4 * parts:
+            raise CcdError(
+                f"batch = {self.batch} with accumulate {self.accumulate} and {self.processes} processes: allowed are batches "
+                f"from {4 * parts} images, so that no part of a step is nearly empty"
+            )
+        if self.rule.candidates > 1:
+            raise CcdError(f"views {self.views!r} choose among all images of a step, which cannot be in parts; use cutmix")
+
+    def _check_views_of_method(self, method):
+        rule = self.rule
+        if method.rotates and rule.turns > 1:
+            allowed = [name for name, row in VIEWS.items() if row.turns == 1 and not row.mixes]
+            raise CcdError(
+                f"method {self.method!r} turns every view by 0, 90, 180 and 270 degrees itself; views {self.views!r} would do it "
+                f"twice. Allowed views: {', '.join(allowed)}"
+            )
+        if method.hard_labels and rule.mixes:
+            allowed = [name for name, row in VIEWS.items() if not row.mixes]
+            raise CcdError(
+                f"views {self.views!r} mix the labels of two images, and method {self.method!r} needs one hard label an image. "
+                f"Allowed views: {', '.join(allowed)}"
+            )
+        if rule.candidates > 1 and method.teacher == "none":
+            raise CcdError(
+                f"views {self.views!r} keep what a teacher is least certain of; method {self.method!r} has no teacher"
+            )
+
+    def _check_teacher(self, method):
+        if (self.teacher is None, method.teacher) in ((True, "needed"), (False, "none")):
+            needs = "needs a teacher; give teacher=RunConfig(...)" if self.teacher is None else "uses no teacher; leave it out"
+            raise CcdError(f"method {self.method!r} {needs}")
+        if self.teacher is None:
+            return
+        if method.freezes and self.teacher.model != self.model:
+            raise CcdError(
+                f"method {self.method!r} trains heads of its frozen teacher: model {self.model!r} must be the teacher's, "
+                f"{self.teacher.model!r}"
+            )
+        if isinstance(self.teacher, RunConfig) and self.teacher.statistics != self.statistics:
+            raise CcdError(
+                f"statistics = {self.statistics!r}, and the teacher's are {self.teacher.statistics!r}: both see the same "
+                "inputs, normalised in one way; give both the same"
+            )
+        heads = isinstance(self.teacher, RunConfig) or self.teacher.heads
+        if method.teacher_method and (self.teacher.method != method.teacher_method or not heads):
+            raise CcdError(
+                f"method {self.method!r} needs a teacher with the heads that {method.teacher_method!r} trains, and this one "
+                f"({self.teacher.model}, method {self.teacher.method!r}) has none. One command trains them: "
+                f"ccdlib.fit(ccdlib.teacher_of_method({self.method!r}, teacher)); give that configuration as teacher, or a "
+                f"Checkpoint with heads=FILE and method={method.teacher_method!r}"
+            )
+
+    @property
+    def rule(self) -> ViewRule:
+        """The view rule, with the configuration's own p and ops."""
+        return VIEWS[self.views].with_knobs(p=self.p, ops=self.ops)
+
+    @property
+    def draws_seed(self):
+        """The seed of batch order, crops and policy draws."""
+        return self.seed if self.draws is None else self.draws
+
+    @property
+    def cohort(self) -> str:
+        """A text that is equal for runs that see the same batches and have the same teacher, so that they can be trained
+        together (fit_cohort): they differ in nothing but network, method, recipe and the seed of their weights."""
+        return f"{self.draws_seed} {self.model_dump_json(exclude=_OWN)}"
+
+    @property
+    def work(self) -> str:
+        """A text that is equal for runs whose steps take equally long."""
+        return work_of(self.model_dump(mode="json"))
+
+    @property
+    def views_per_image(self) -> float:
+        """Network inputs an image in an epoch, on average where only a share of the images has twins.
+
+        A method with rotations of its own makes four inputs of each of these views.
+        """
+        rule = self.rule
+        return (rule.base + (self.share * self.twins if rule.twins else 0)) * rule.turns
+
+    @property
+    def rows(self) -> list[tuple[Registry, str]]:
+        """The rows of registries that shape the run, its teacher's apart: network, method and its words, views and their ops."""
+        ops = [(OPS, op) for op in self.rule.ops if op in OPS]
+        return [(MODELS, self.model), (METHODS, self.method), *words_in(self.method, self.settings), (VIEWS, self.views), *ops]
+
+    def lr_at(self, epoch):
+        """The learning rate of an epoch, counted from 0."""
+        return self.lr * 0.1 ** sum(epoch >= round(m * self.epochs) for m in self.milestones)
+
+    def soft_at(self, epoch):
+        """How much the terms of the loss but its cross entropy count in an epoch, counted from 0."""
+        return min(1.0, (epoch + 1) / self.warmup) if self.warmup else 1.0
+
+
+_OWN = frozenset(RunConfig.fields_where(lambda use: use.own))
+_WORK = tuple(RunConfig.fields_where(lambda use: use.work))
+
+
+def work_of(asked: dict) -> str:
+    """RunConfig.work of the fields of a configuration, as they are stored."""
+    teacher = asked.get("teacher") or {}
+    return str([asked.get(name) for name in _WORK] + [teacher.get("model")])
+
+
+def with_teachers(config: "RunConfig | Checkpoint | None") -> list[RunConfig]:
+    """The run, after those it learns from; nothing for a Checkpoint."""
+    return [*with_teachers(config.teacher), config] if isinstance(config, RunConfig) else []
+
+
+def teacher_of_method(method: str, teacher: RunConfig | Checkpoint, **changes) -> RunConfig | Checkpoint:
+    """The RunConfig that trains the heads that `method` needs onto a trained `teacher` (RunConfig or Checkpoint), frozen.
+
+    changes: other fields of it, such as the recipe of that stage, `**RECIPES["paper_sskd_teacher"]`; the teacher's own stand
+    where nothing is said, for a Checkpoint those of a new RunConfig. `teacher` itself where it needs no heads or has them.
+    """
+    needed = METHODS[method].teacher_method
+    if needed is None or teacher.method == needed:
+        return teacher
+    own = dict(teacher) if isinstance(teacher, RunConfig) else {"model": teacher.model}
+    plain = {"views": "none", "p": None, "ops": None, "twins": 1, "share": 1.0, "settings": {}}
+    return RunConfig(**(own | plain | {"method": needed, "teacher": teacher} | changes))

@@ -1,0 +1,130 @@
+"""What a run is: the identity that names it, the protocol of its arithmetic, and where it comes from."""
+
+import hashlib
+import platform
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ccdlib.base import paths
+from ccdlib.base.devices import hardware
+from ccdlib.base.files import sha256
+from ccdlib.base.registry import CcdError
+from ccdlib.data import bundled
+from ccdlib.models import MODELS
+from ccdlib.training.config import Checkpoint, RunConfig
+
+# Raised by hand when the training arithmetic changes, so that results of the old one are not taken for the new one's.
+# tests/test_train.py holds golden numbers of a short training and fails when somebody forgets.
+PROTOCOL = 2
+
+
+# What changed in which protocol, where that is not the first: runs with such a thing, and no others, are trained again.
+CHANGED_IN = {
+    "model": dict.fromkeys(("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "vgg13"), 2)  # initial weights
+    | dict.fromkeys(("mobilenet_v2", "shufflenet_v1", "shufflenet_v2"), 2),  # and the activations of two of them
+    "method": dict.fromkeys(("at", "kd_std", "sskd"), 2),
+    "views": {"trivialaugment": 2},  # shears at levels 3 and 6
+    "recipe": dict.fromkeys(("small", "imagenet_small"), 2),
+    "answers": dict.fromkeys(("mobilenet_v2", "shufflenet_v1"), 2),  # what a network says with weights from a file
+}
+
+
+# The rooms whose code can change a result; a hash of it is kept with every run.
+SHAPING = ("base/streams.py", "data", "views", "models", "methods", "training")
+
+
+@lru_cache(maxsize=1)
+def source_hash() -> str:
+    """A hash of the kit's code that can change a result; a reader's own is in a run's identity."""
+    digest, package = hashlib.sha256(), Path(__file__).parent.parent
+    files = [file for room in SHAPING for file in sorted((package / room).rglob("*.py")) or [package / room]]
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def git_state() -> tuple[str, bool | None]:
+    """(commit, whether code, notebooks or parameters differ from it) of this checkout; ("unknown", None) outside of git."""
+    ask = ("git", "-C", str(paths.ROOT))
+    try:
+        commit = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        code = ("ccdlib", "notebooks", "params", "pyproject.toml", "constraints.txt")
+        status = subprocess.run([*ask, "status", "--porcelain", "--", *code], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", None
+    return commit, bool(status.strip())
+
+
+def provenance(device: torch.device) -> dict:
+    """Where a result comes from: code, versions, machine, date. Strings, whole numbers and booleans only."""
+    commit, dirty = git_state()
+    return {
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "source": source_hash(),
+        "protocol": PROTOCOL,
+        "versions": {name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
+        "python": platform.python_version(),
+        "device": str(device),
+        "hardware": hardware(device),
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def identity(config: RunConfig, data_facts: Callable[[RunConfig], dict], precision: str) -> dict:
+    """Everything that shaped a run, as a plain dict: its configuration, its data by content, its teacher by identity, and the
+    source of what a reader's own code added to it.
+
+    data_facts: a function from a configuration to its data's facts. precision: "float32" (CPU) or "bfloat16" (CUDA autocast).
+    """
+    unused = {*_BY_CONTENT} | {name for name in _WHERE_SET if getattr(config, name) == RunConfig.model_fields[name].default}
+    unused |= {"subset_seed"} if config.n_train is None else set()  # it shapes nothing when there is no subset
+    unused |= {"draws"} if config.draws_seed == config.seed else set()
+    facts = config.model_dump(mode="json", exclude=unused) | {"precision": precision} | config.rule.facts()
+    if isinstance(config.teacher, Checkpoint):
+        facts["teacher"] = _identity_of_file(config.teacher)
+    elif config.teacher is not None:
+        facts["teacher"] = identity(config.teacher, data_facts, precision)
+    added = {f"{rows.kind} {name}": rows.added[name].digest() for rows, name in config.rows if name in rows.added}
+    facts |= {"added": added} if added else {}
+    return facts | {"data": data_facts(config), "protocol": protocol_of(config)}
+
+
+_BY_CONTENT = RunConfig.fields_where(lambda use: use.named == "by content")
+_WHERE_SET = RunConfig.fields_where(lambda use: use.named == "where set")
+
+
+def _identity_of_file(teacher):
+    named = teacher.file.startswith("torchvision:")
+    what = {"weights": teacher.file} if named else {"sha256": sha256(existing(teacher.file))}
+    changed = CHANGED_IN["answers"].get(teacher.model)
+    what |= {"protocol": changed} if changed else {}
+    what |= {"method": teacher.method, "heads": sha256(existing(teacher.heads))} if teacher.heads else {}
+    added = MODELS.added.get(teacher.model)
+    return {"model": teacher.model} | what | ({"added": added.digest()} if added else {})
+
+
+def protocol_of(config: RunConfig) -> int:
+    """The protocol in which the arithmetic of such a run last changed, its teacher apart."""
+    return max(CHANGED_IN[kind].get(getattr(config, kind), 1) for kind in ("model", "method", "views"))
+
+
+def existing(file: str) -> Path:
+    """The path of a teacher checkpoint, of a bundled one, too; CcdError when it is not there."""
+    if file.startswith(bundled.PREFIX):
+        return bundled.teacher(file)
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise CcdError(
+            f"there is no {'file' if path.exists() else 'teacher checkpoint'} {path}; give a .safetensors or .pth file, "
+            "torchvision:NAME, ccdlib:NAME, or teacher=RunConfig(...)"
+        )
+    return path

@@ -1,0 +1,21 @@
+"""Draws: what chance says about each of N images, as a value that can be shown, stored, repeated and shared."""
+
+from dataclasses import fields, replace
+from typing import Self
+
+import torch
+
+
+class PerImage:
+    """Draws for N images: a frozen dataclass of tensors whose first dimension is N; indexing chooses images."""
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+    def __getitem__(self, rows) -> Self:
+        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    @classmethod
+    def joined(cls, draws: list) -> Self:
+        """The draws of several images as one."""
+        return cls(*(torch.cat([getattr(each, field.name) for each in draws]) for field in fields(cls)))
