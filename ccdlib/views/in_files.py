@@ -9,7 +9,7 @@ from ccdlib.base.registry import CcdError
 from ccdlib.base.streams import stream
 from ccdlib.data.dataset import Dataset
 from ccdlib.data.files import loaded, tensor
-from ccdlib.views.draws import PerImage
+from ccdlib.views.draws import PerImage, joined
 from ccdlib.views.epoch import Batch, EpochViews
 from ccdlib.views.rules import VIEWS, ViewRule
 
@@ -30,7 +30,7 @@ class FileViews(EpochViews):
             return None
         seed = self.config.draws_seed
         draws = [self.rule.draw(1, stream(seed, "policy", self.epoch, v, int(row))) for row in rows]
-        return type(draws[0]).joined(draws)
+        return joined(draws)
 
     def batches(self) -> Iterator[Batch]:
         """The Batch of every step of the epoch, or of every pass of it, in their order."""
@@ -84,7 +84,7 @@ def together(images: list) -> list:
     by_view = []
     for v in range(max(map(len, images))):
         views, draws = zip(*(seen[v] for seen in images if len(seen) > v), strict=True)
-        by_view.append((torch.stack(views), None if draws[0] is None else type(draws[0]).joined(draws)))
+        by_view.append((torch.stack(views), None if draws[0] is None else joined(draws)))
     return by_view
 
 
