@@ -23,13 +23,16 @@ import numpy as np
 import torch
 import usual
 
-from ccdlib.config import Checkpoint, RunConfig
+from ccdlib.base.devices import best_device
 from ccdlib.data import Sizes, load_data
-from ccdlib.experiments import cohorts_of, side_by_side
-from ccdlib.measure import cost, step_cost
+from ccdlib.evidence.cost import step_cost
 from ccdlib.models import build, folded
-from ccdlib.runs import best_device, provenance, save_weights
-from ccdlib.train import EpochViews, fit_cohort, prepare, steps_an_epoch, train_epoch, untrained
+from ccdlib.training import Checkpoint, RunConfig, fit_cohort, prepare, train_epoch, untrained
+from ccdlib.training.identity import provenance
+from ccdlib.training.schedule import Schedule, cohorts_of, folders_of, side_by_side
+from ccdlib.training.store import save_weights
+from ccdlib.training.work import cost
+from ccdlib.views import EpochViews, steps_an_epoch
 
 HERE = Path(__file__).parent
 POLICY = "cifar100"
@@ -258,7 +261,7 @@ def _fresh(configs):
         os.environ["CCD_OUTPUTS"] = folder
         try:
             if configs[0].data == "digits":
-                with side_by_side(cohorts_of(configs)) as trained:
+                with side_by_side(Schedule(folders_of(configs))) as trained:
                     trained(configs)
             else:
                 for cohort in cohorts_of(configs):

@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 
 import ccdlib
-from ccdlib import files
-from ccdlib.train import epoch_views
+from ccdlib.data import photos
+from ccdlib.views import epoch_views
 
 IMAGES, ROUNDS, BATCH = 96, 5, 32
 
 
 def write(folder):
     """An image folder of large JPEGs."""
-    for name, picture in files._pictures().items():
+    for name, picture in photos._pictures().items():
         for k in range(IMAGES // 3):
             x, y = k * 7 % max(1, picture.width - 500), k * 3 % max(1, picture.height - 375)
             for part in ("train", "val") if k == 0 else ("train",):

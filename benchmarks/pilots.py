@@ -10,13 +10,15 @@ import json
 import sys
 from pathlib import Path
 
-from ccdlib.bundled import cards
-from ccdlib.config import RECIPES, RunConfig, recipe_of
-from ccdlib.experiments import NAMES, cohorts_of, side_by_side
+from ccdlib.base.devices import best_device
+from ccdlib.base.files import write_whole
+from ccdlib.data.bundled import cards
+from ccdlib.evidence.stats import paired
 from ccdlib.methods import METHODS
-from ccdlib.runs import best_device, provenance, write_whole
-from ccdlib.stats import paired
-from ccdlib.train import fit
+from ccdlib.training import RECIPES, RunConfig, fit, recipe_of
+from ccdlib.training.identity import provenance
+from ccdlib.training.recipes import NAMES
+from ccdlib.training.schedule import Schedule, folders_of, side_by_side
 
 FILE = Path(__file__).with_name("pilots.json")
 FIRST = 1000  # seed
@@ -83,7 +85,7 @@ def main(section):
     """Train the arms of a section and say how far each lies above what it is compared with."""
     arms = list({"class": of_designs, "methods": of_methods}[section]())
     rows = []
-    with side_by_side(cohorts_of([config for _, configs, _ in arms for config in configs])) as trained:
+    with side_by_side(Schedule(folders_of([config for _, configs, _ in arms for config in configs]))) as trained:
         for name, configs, base in arms:
             trained(configs)
             found = [fit(config, show="none").accuracy for config in configs]

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
-from ccdlib.augment import OPS, POLICIES
+from ccdlib.base.vision import torchvision
 from ccdlib.models import build
-from ccdlib.vision import torchvision
+from ccdlib.views import OPS, POLICIES
 
 GREYS = {"L": 128, "RGB": (128, 128, 128)}
 

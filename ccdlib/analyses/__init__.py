@@ -20,5 +20,3 @@ from ccdlib.analyses import (
 from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, experiment
 
 EVERY = (quickstart, joint_augmentation, augmented_teacher, proportion, few_shot, compatibility, ccd, imagenet)
-
-__all__ = ["EVERY", "EXPERIMENTS", "Experiment", "experiment"]

@@ -12,26 +12,3 @@ from ccdlib.methods.losses import LOSSES, WEIGHTS, confidence
 from ccdlib.methods.method import METHODS, TURNS, Given, Method, blank_output, check_settings, make, settings_of, words_in
 from ccdlib.methods.settings import Range
 from ccdlib.methods.sskd import SSKD, SSKDTeacher, trusted
-
-__all__ = [
-    "HSAKD",
-    "LOSSES",
-    "METHODS",
-    "SSKD",
-    "TURNS",
-    "WEIGHTS",
-    "Given",
-    "HSAKDTeacher",
-    "Method",
-    "Range",
-    "SSKDTeacher",
-    "blank_output",
-    "check_settings",
-    "confidence",
-    "crd",
-    "fitnet",
-    "make",
-    "settings_of",
-    "trusted",
-    "words_in",
-]

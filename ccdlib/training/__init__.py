@@ -15,34 +15,3 @@ from ccdlib.training.loop import Diverged, Log, Trainee, prepare, train_epoch, t
 from ccdlib.training.recipes import NAMES, RECIPES, recipe_of
 from ccdlib.training.store import DamagedRun, Folder
 from ccdlib.training.teachers import TaughtBy, untrained
-
-__all__ = [
-    "NAMES",
-    "RECIPES",
-    "Checkpoint",
-    "DamagedRun",
-    "Diverged",
-    "Folder",
-    "Log",
-    "Result",
-    "RunConfig",
-    "TaughtBy",
-    "Trainee",
-    "check",
-    "check_surroundings",
-    "data_of",
-    "evaluate",
-    "fit",
-    "fit_cohort",
-    "folder_of",
-    "measured",
-    "network_of",
-    "predict",
-    "prepare",
-    "recipe_of",
-    "teacher_of_method",
-    "train_epoch",
-    "train_step",
-    "untrained",
-    "with_teachers",
-]

@@ -2,7 +2,7 @@
 
     rules.py  the contract and the registry VIEWS     ops.py       pixel operations, bit by bit those of Pillow
     policies.py  JDA, RandAugment, TrivialAugment     mixes.py     Mixup, CutMix, CutMixPick
-    crops.py  base crop, flip, rotation, normalise    epoch.py     an epoch of images in memory; in_files.py: of images in files
+    crops.py, draws.py  base crop, flip, normalise    epoch.py     an epoch of images in memory; in_files.py: of images in files
 
 It may import data and base, and nothing above.
 """
@@ -15,37 +15,3 @@ from ccdlib.views.mixes import Mix, MixDraws
 from ccdlib.views.ops import GREY, LEVELS, OPS, Op, apply_op, check_images, pillow_op
 from ccdlib.views.policies import POLICIES, Draws, Policy, Sampled, SampledDraws, policy_named
 from ccdlib.views.rules import VIEWS, ViewRule
-
-__all__ = [
-    "BLOCK",
-    "GREY",
-    "LEVELS",
-    "OPS",
-    "POLICIES",
-    "VIEWS",
-    "Batch",
-    "Crops",
-    "Draws",
-    "EpochViews",
-    "FileViews",
-    "Mix",
-    "MixDraws",
-    "Op",
-    "PerImage",
-    "Policy",
-    "Sampled",
-    "SampledDraws",
-    "ViewRule",
-    "apply_op",
-    "as_bytes",
-    "check_images",
-    "check_views",
-    "crop_and_flip",
-    "draw_crops",
-    "epoch_views",
-    "normalise",
-    "pillow_op",
-    "policy_named",
-    "rotations",
-    "steps_an_epoch",
-]

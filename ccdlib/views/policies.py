@@ -172,7 +172,7 @@ for _row in (
     VIEWS[_row.name] = _row
 
 
-POLICIES = Subset(VIEWS, "policy", lambda rule: isinstance(rule, Policy))  # live: a reader's policy is one at once
+POLICIES = Subset(VIEWS, "policy", lambda rule: "ops" in rule.knobs)  # live: a reader's policy is one at once
 
 
 def policy_named(name: str, p: float | None = None, ops: Iterable[str] | None = None) -> Policy:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ccdlib.base.registry import CcdError, unknown
+from ccdlib.data.bundled.objects.rebuild import tiles
 
 HERE = Path(__file__).parent
 OBJECTS, TEACHERS = HERE / "objects", HERE / "teachers"
@@ -20,8 +21,6 @@ PREFIX = "ccdlib:"  # of the names of bundled teachers, where a file could be na
 
 def photographs():
     """(arrays, class names) of the 20 classes of objects/: images uint8 (N, 3, 32, 32), labels int64 (N,)."""
-    from ccdlib.data.bundled.objects.rebuild import tiles
-
     listed, names = _listed()
     arrays = {}
     for split in ("train", "test"):
