@@ -59,10 +59,12 @@ class Experiment:
     @property
     def runs(self):
         """Every run once, teachers before their students: {folder name: (arm that first needs it, Folder)}."""
-        found = {}
+        found, known = {}, set()
         for arm, configs in self.arms.items():
-            for config in configs:
-                for needed in with_teachers(config):
+            for needed in (each for config in configs for each in with_teachers(config)):
+                text = needed.model_dump_json()
+                if text not in known:  # a teacher has many students
+                    known.add(text)
                     folder = folder_of(needed)
                     found.setdefault(folder.path.name, (arm, folder))
         return found

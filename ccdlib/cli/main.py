@@ -3,6 +3,10 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib.util import find_spec
+from shutil import which
 
 import click
 
@@ -64,7 +68,7 @@ PROFILE = {
 TIMED = "Expect from a few training steps of each kind, timed now, which takes a minute."
 
 
-def asks_for_parameters(command):
+def asks_for_parameters(command: Callable) -> Callable:
     """The argument and options that name a notebook and its parameters."""
     for option in (
         click.option("-p", "given", multiple=True, nargs=2, metavar="NAME VALUE", help="One parameter."),
@@ -125,9 +129,6 @@ def batch(notebooks, profile, cores, gpus, jobs, slurm, dry_run, timed):
     killed or fails, the same command goes on from there. Exit status: 0 when all is done, 1 when something is not, 2 for a
     mistake in what was asked for.
     """
-    from importlib.util import find_spec
-    from shutil import which
-
     if find_spec("snakemake") is None:
         raise CcdError("a batch needs Snakemake, which is not installed; run: pip install 'ccdlib[batch]' (or make reproduce)")
     if slurm and not dry_run and which("sbatch") is None:
@@ -164,8 +165,6 @@ def fit(file, processes, show, repair):
     of a group, on one machine or many that share the outputs folder. Exit status: 0, 1 when the training failed, 2 for a
     mistake in the file.
     """
-    from contextlib import nullcontext
-
     if group.given_up():
         return
     if group.started_by_torchrun():
@@ -182,7 +181,6 @@ def fit(file, processes, show, repair):
 
 def _read_configs(file, processes):
     """The RunConfigs of a file."""
-
     asked = value_of(text_of(file), file)
     asked = asked if isinstance(asked, list) else [asked]
     if not asked or not all(isinstance(one, dict) for one in asked):
@@ -204,9 +202,8 @@ def job(job, plan, gpus):
 @cli.command(short_help="All methods, with their settings.", epilog="Example: ccd methods")
 def methods():
     """List the methods: equation and source, settings with their defaults, and which teacher each needs."""
-
     for name, method in METHODS.items():
-        about = method.__doc__.partition(" Terms {")[0].partition("\n\n")[0]
+        about = (method.__doc__ or "").partition(" Terms {")[0].partition("\n\n")[0]
         settings = ", ".join(f"{key}={default!r}" for key, default in settings_of(name).items())
         needs = f"teacher trained by {method.teacher_method}" if method.teacher_method else f"teacher {method.teacher}"
         facts = [needs] + ["rotates every view itself"] * method.rotates + ["hard labels only"] * method.hard_labels
@@ -218,7 +215,6 @@ def methods():
 @click.option("--side", type=click.IntRange(32, 4096), default=32, show_default=True, help="Pixels of an image.")
 def models(classes, side):
     """List the backbones: parameters, and multiply-adds of one image."""
-
     for name in MODELS:
         parameters, macs = model_size(name, classes, side)
         click.echo(f"{name:16} {parameters:>12,} parameters  {macs / 1e6:>9,.1f} million multiply-adds")
@@ -252,7 +248,6 @@ def published(teacher, student):
 @click.argument("name", required=False)
 def data(name, side):
     """List the data sets; or load NAME, which finds what is wrong with it, and say what is in it."""
-
     if name is None:
         for row, source in DATASETS.items():
             sizes = source.sizes
@@ -303,7 +298,6 @@ def completion(shell):
 @click.argument("notebooks", nargs=-1, required=True, **NOTEBOOK)
 def refresh(notebooks):
     """Regenerate the committed outputs of NOTEBOOKS: the smoke profile, without times, the same bytes for the same results."""
-
     for name in notebooks:
         click.echo(paths.shown(door.refresh(name)))
 
@@ -317,7 +311,7 @@ def verdicts():
 TRAINING = {"run", "batch", "fit", "refresh", "job"}  # commands that keep what they have trained
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     """Run `ccd`: errors end with one readable message and an exit status (see `ccd --help`), and `--debug` raises them."""
     if arguments is None:  # a process of its own, which ends on TERM as it does on Control-C
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -4,10 +4,11 @@ import io
 import json
 import logging
 import os
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ccdlib.analyses.experiment import experiment
+from ccdlib.analyses import Experiment, experiment
 from ccdlib.base import paths
 from ccdlib.base.devices import best_device, hardware, jobs
 from ccdlib.base.files import write_whole
@@ -16,8 +17,13 @@ from ccdlib.base.registry import CcdError, unknown
 from ccdlib.evidence import stats
 from ccdlib.evidence.published import SOURCE, published
 from ccdlib.kit.parameters import CHECKED, checksum, find, label, profile_parameters
-from ccdlib.training.config import RunConfig
+from ccdlib.training import Result, RunConfig
 from ccdlib.training.identity import provenance, source_hash
+
+if TYPE_CHECKING:  # these take seconds to import
+    from IPython.display import Markdown
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 
 class Analysis:
@@ -27,7 +33,7 @@ class Analysis:
     values of its parameters are read. Errors: CcdError for an unknown notebook or profile.
     """
 
-    def __init__(self, stem, profile="smoke", scope=None):
+    def __init__(self, stem: str, profile: str = "smoke", scope: dict | None = None):
         self.stem = stem
         notebook = find(stem)
         self.parameters = profile_parameters(notebook, profile)
@@ -42,7 +48,7 @@ class Analysis:
     def __repr__(self):
         return f"Analysis {self.stem}, profile {self.profile}, on {hardware(best_device())}"
 
-    def experiment(self):
+    def experiment(self) -> Experiment:
         """The Experiment of this notebook under its parameters, all of its runs checked; its claims are declared with it.
 
         Where runs are trained side by side, with one thread each, this process takes one thread too: a run has the same bits
@@ -55,7 +61,7 @@ class Analysis:
             self._experiment.check()
         return self._experiment
 
-    def declared(self):
+    def declared(self) -> "DataFrame":
         """A DataFrame of the claims, as they stand before the training."""
         import pandas as pd
 
@@ -74,19 +80,19 @@ class Analysis:
             )
         return self._experiment
 
-    def check(self, text, holds):
+    def check(self, text: str, holds: bool) -> None:
         """An invariant of the code, true in every profile: printed, kept, and an AssertionError where it fails."""
         if not holds:
             raise AssertionError(f"check failed: {text}")
         self.checks.append(text)
         print(f"check: {text}")
 
-    def keep(self, name, value):
-        """Put something measured, of strings, numbers, lists and dicts, into results.json, and hand it back."""
+    def keep(self, name: str, value: Any) -> Any:
+        """Put something measured, of strings, numbers, lists and dicts, into results.json, and return it."""
         self.measured[name] = value
         return value
 
-    def table(self, results, baseline):
+    def table(self, results: dict[str, list[Result]], baseline: str | dict[str, str]) -> "DataFrame":
         """A DataFrame, one row an arm, of results {arm: [Result, one a seed]}; gains are paired by seed.
 
         baseline: the arm that all others are compared with, or {arm: its own baseline}, arms without one left out.
@@ -125,7 +131,7 @@ class Analysis:
             "published": theirs and theirs._asdict() | {"source": SOURCE},
         }
 
-    def judge(self, results):
+    def judge(self, results: dict[str, list[Result]]) -> None:
         """The verdict on every claim that was declared, printed and kept, whatever it is; results {arm: [Result]}."""
         self.results = results
         accuracies, declared = {arm: [run.accuracy for run in runs] for arm, runs in results.items()}, self._planned().claims
@@ -136,7 +142,7 @@ class Analysis:
             claim["collapsed"] = {arm: [first[k].config.seed for k in places] for arm, places in claim["collapsed"].items()}
             print(said_of(claim))
 
-    def answer(self):
+    def answer(self) -> "Markdown":
         """What was found, claim by claim, in whole sentences with their numbers: Markdown for a notebook to show."""
         from IPython.display import Markdown
 
@@ -147,8 +153,8 @@ class Analysis:
         where = f"On *{p['data']}*, with {images} for a {p['student_model']} and a {p['teacher_model']} as its teacher:"
         return Markdown("\n".join([where, "", *(f"- {answered(claim)}" for claim in self.claims)]))
 
-    def figure(self, name, figure):
-        """Keep a figure as PNG and SVG beside results.json, and hand it back."""
+    def figure(self, name: str, figure: "Figure") -> "Figure":
+        """Keep a figure as PNG and SVG beside results.json, and return it. Errors: CcdError for a name that is none."""
         check_name(name, "figure")
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
@@ -157,7 +163,7 @@ class Analysis:
         self.figures.append(f"{name}.png")
         return figure
 
-    def save(self):
+    def save(self) -> None:
         """Write results.json, last: a notebook is finished when it is there."""
         if self._experiment and not self.claims:
             raise CcdError(
@@ -185,7 +191,7 @@ class Analysis:
         print(f"saved {self.profile}/{self.stem}/results.json")
 
 
-def said_of(claim):
+def said_of(claim: dict) -> str:
     """A judged claim on a line: its verdict, also where all claims of the notebook are counted, and what collapsed."""
     said = f"{claim['verdict']}: {claim['finding']} {claim['claim']}: {stats.brief(claim)} {claim['unit']}"
     if claim["corrected"] != claim["verdict"]:
@@ -195,7 +201,7 @@ def said_of(claim):
     return said
 
 
-def answered(claim):
+def answered(claim: dict) -> str:
     """A judged claim as whole sentences."""
     verdict, statement = claim["verdict"], claim["claim"]
     said = {

@@ -91,7 +91,8 @@ class Grid:
         """Whether the notebook was executed with these parameters, code cells, ccdlib sources and runs, and is there."""
         target = paths.outputs() / self.profile / stem
         there = (target / "results.json").exists() and target.with_suffix(".ipynb").exists()
-        return there and self.marker(stem).exists() and not self.missing_cohorts(self.runs[stem])
+        # In this order: only a notebook whose runs are all there needs the hash of the library, which takes a second.
+        return there and not self.missing_cohorts(self.runs[stem]) and self.marker(stem).exists()
 
     def missing_notebooks(self) -> list[str]:
         """The stems whose notebook is still to be executed."""

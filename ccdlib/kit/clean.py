@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 from filelock import Timeout
 
@@ -10,7 +11,7 @@ from ccdlib.base.files import file_lock
 from ccdlib.base.registry import CcdError
 
 
-def removable(runs=False):
+def removable(runs: bool = False) -> list[tuple[Path, int]]:
     """[(path, bytes)] under outputs/ that nothing published needs: executed notebooks of smoke and of own parameters, copies of
     failed notebooks, damaged runs that were set aside, the engine's records, lists of image files; with `runs`, finished and
     begun runs as well.
@@ -35,7 +36,7 @@ def removable(runs=False):
     return [(path, _size(path)) for path in tops]
 
 
-def remove(found):
+def remove(found: list[tuple[Path, int]]) -> None:
     """Remove what removable() gave."""
     for path, _ in found:
         if path.is_dir():

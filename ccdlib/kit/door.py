@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ccdlib.analyses.experiment import EXPERIMENTS, experiment
 from ccdlib.base import paths
@@ -20,6 +21,9 @@ from ccdlib.evidence import stats
 from ccdlib.kit.analysis import said_of
 from ccdlib.kit.parameters import CHECKED, asked_for, cells_of, checksum, find, label, profile_parameters
 from ccdlib.training.checks import check_surroundings
+
+if TYPE_CHECKING:  # it takes seconds to import
+    from nbformat import NotebookNode
 
 
 class NotebookFailed(Exception):
@@ -75,7 +79,7 @@ def _is_analysis(function):
     return (function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")) == "Analysis"
 
 
-def execute(path, target, parameters, failed=None):
+def execute(path: Path, target: Path, parameters: dict, failed: Path | None = None) -> Path:
     """Execute notebook `path` with papermill into `target`, through a temporary name; times are stripped.
 
     Whatever ends it early (an error in a cell, a kernel that died), what was executed is kept as `failed`.
@@ -142,7 +146,7 @@ def _sweep(found):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def alive(pid):
+def alive(pid: int) -> bool:
     """Whether a process of this machine goes on."""
     try:
         os.kill(pid, 0)
@@ -153,7 +157,7 @@ def alive(pid):
     return True
 
 
-def without_times(notebook):
+def without_times(notebook: "NotebookNode") -> "NotebookNode":
     """The notebook without what differs from run to run: times, papermill's notes, the Python version."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -166,7 +170,7 @@ def without_times(notebook):
     return notebook
 
 
-def refresh(name):
+def refresh(name: str) -> Path:
     """Execute a notebook with its own defaults, all training anew, and keep the outputs in the notebook itself."""
     path = find(name)
     before = os.environ.get("CCD_OUTPUTS")
@@ -185,7 +189,7 @@ def refresh(name):
     return path
 
 
-def report(executed):
+def report(executed: Path) -> str:
     """A few lines about an executed notebook: its table, its verdicts, and where everything is."""
     folder = executed.with_suffix("")
     results = json.loads((folder / "results.json").read_text())

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from ccdlib.base import paths
 from ccdlib.base.devices import gpus as every_gpu
@@ -48,8 +48,8 @@ def _do(job, profile):
         names = [folder.path.name for folder in folders]
         if names != list(job["runs"]):
             raise CcdError(
-                f"the runs {', '.join(job['runs'])} are {', '.join(names)} by now: code, data or a teacher's file has changed since "
-                "the batch was planned. Start the batch again"
+                f"the runs {', '.join(job['runs'])} would be {', '.join(names)} now: code, data or a teacher's file has changed "
+                "since the batch was planned; start the batch again"
             )
         if missing := unfinished(folders):
             fit_cohort([folder.config for folder in missing], show="run")
@@ -60,7 +60,7 @@ def job_lock(folder: Path, job: str) -> FileLock:
     return file_lock(folder / "locks" / f"{job}.lock")
 
 
-def acquired(lock: FileLock, timeout: float = -1):
+def acquired(lock: FileLock, timeout: float = -1) -> AcquireReturnProxy:
     """Take a lock within so many seconds (-1: whenever), or Timeout; CcdError where files cannot be locked."""
     try:
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,10 @@
 import ast
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ccdlib.base import paths
 from ccdlib.base.reading import check_name, text_of, value_of
@@ -12,7 +14,7 @@ from ccdlib.base.registry import CcdError, unknown
 from ccdlib.data.sources import source_of
 
 
-def cells_of(path, shown):
+def cells_of(path: Path, shown: str) -> list[dict]:
     """The cells of a notebook, each with "cell_type", "source" as one text, and "metadata" with "tags" if it has some; CcdError
     for what is no notebook. shown: its path for messages."""
     try:
@@ -31,7 +33,7 @@ def cells_of(path, shown):
 TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list}
 
 
-def find(name):
+def find(name: str) -> Path:
     """The path of a notebook given by path or by stem; CcdError when there is none."""
     stems = sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
     path = Path(name).expanduser()
@@ -45,7 +47,7 @@ def find(name):
     return path.resolve()
 
 
-def parameters_of(path):
+def parameters_of(path: Path) -> dict[str, tuple[str, Any]]:
     """{name: (type name, default)} of a notebook's parameters cell.
 
     Read from the syntax tree, because the kernel needs it too and papermill takes seconds to import; a test holds it
@@ -75,7 +77,7 @@ def parameters_of(path):
     return values
 
 
-def checked(path, given, where):
+def checked(path: Path, given: dict, where: str) -> dict:
     """`given` as the notebook at `path` wants it; CcdError for an unknown name or a wrong type."""
     known = parameters_of(path)
     values = {}
@@ -100,7 +102,7 @@ def _typed(name, value, kind, where):
     return value
 
 
-def profile_parameters(path, profile):
+def profile_parameters(path: Path, profile: str) -> dict:
     """All parameters of a notebook under a profile: its defaults cell (smoke), changed by params/<profile>/<stem>.yaml."""
     values = {name: default for name, (_, default) in parameters_of(path).items()}
     if profile == "smoke":
@@ -113,7 +115,7 @@ def profile_parameters(path, profile):
     return values | read_yaml(path, file) | {"profile": profile}
 
 
-def read_yaml(path, file):
+def read_yaml(path: Path, file: str | Path) -> dict:
     """The parameters in a yaml file, checked against the notebook at `path`."""
     given = value_of(text_of(file), paths.shown(file)) or {}
     if not isinstance(given, dict):
@@ -121,7 +123,7 @@ def read_yaml(path, file):
     return checked(path, given, paths.shown(file))
 
 
-def label(path, profile, parameters):
+def label(path: Path, profile: str, parameters: dict) -> str:
     """The name of the output folder: the profile, with a short hash of whatever differs from it.
 
     So a run with own parameters never overwrites the profile's results, whichever way the notebook was started.
@@ -133,7 +135,13 @@ def label(path, profile, parameters):
     return f"{profile}-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]}"
 
 
-def asked_for(name, profile="smoke", files=(), given=(), elsewhere=False):
+def asked_for(
+    name: str,
+    profile: str = "smoke",
+    files: Sequence[str] = (),
+    given: Sequence[tuple[str, str]] = (),
+    elsewhere: bool = False,
+) -> tuple[Path, dict]:
     """(path, all parameters) of a notebook under a profile, yaml `files` and `given` (name, text) pairs.
 
     Each overrides what came before. Errors: CcdError for an unknown name, a wrong type, or data that is not there, unless it
@@ -151,7 +159,7 @@ def asked_for(name, profile="smoke", files=(), given=(), elsewhere=False):
     return path, values
 
 
-def present(data):
+def present(data: str) -> bool:
     """Whether a data set that is named by a path is there; True for the others."""
     _, path = source_of(data)
     return path is None or path.exists() or (paths.ROOT / path).exists()

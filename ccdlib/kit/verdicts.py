@@ -26,14 +26,14 @@ HEAD = """| finding | profile | data, networks | seeds | estimate, 95 % interval
 OLD = "†"
 
 
-def published_results():
+def published_results() -> list[dict]:
     """The results.json files of this checkout under outputs/, for every profile of params/, as dicts, by profile and name."""
     profiles = sorted(folder.name for folder in paths.PARAMS.iterdir() if folder.is_dir())
     files = (file for profile in profiles for file in sorted((paths.ROOT / "outputs" / profile).glob("*/results.json")))
     return [json.loads(file.read_text()) for file in files]
 
 
-def judged(result):
+def judged(result: dict) -> list[dict]:
     """The claims of a results.json, judged by the rules of today; "old": the arms trained by an arithmetic or a recipe that has
     changed since. Claims that are not declared any more stay as they are, without a correction."""
     asked = profile_parameters(find(result["notebook"]), result["profile"]) | result["parameters"]
@@ -62,7 +62,7 @@ def _is_old(config, recipe, result):
     return protocol > result["provenance"]["protocol"]
 
 
-def table(results):
+def table(results: list[dict]) -> str:
     """The verdict table as markdown, links relative to the top of the checkout."""
     lines, old = [HEAD], []
     each = [judged(result) for result in results]
@@ -89,7 +89,7 @@ def table(results):
     return "\n".join(lines)
 
 
-def with_table(text, content):
+def with_table(text: str, content: str) -> str:
     """`text` with `content` between the markers."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

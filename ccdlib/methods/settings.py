@@ -8,6 +8,7 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
 
 from ccdlib.base.registry import CcdError, Registry, unknown
@@ -37,6 +38,7 @@ Part = Annotated[float, Range(0, 1)]
 Whole = Annotated[int, Range(1, MOST)]
 
 
+@lru_cache(maxsize=256)
 def defaults_of(function: Callable) -> dict[str, Any]:
     """{setting: default} of a loss, or of the constructor of a method: its arguments that have a default."""
     parameters = inspect.signature(function).parameters
@@ -77,6 +79,7 @@ def _check_number(name, key, value, whole, limits):
         raise CcdError(f"setting {key} = {value!r} of method {name!r}: allowed are {what} {limits}")
 
 
+@lru_cache(maxsize=256)
 def _hints(function):
     try:
         return typing.get_type_hints(function, include_extras=True)

@@ -1,9 +1,10 @@
 """The work of trainings, counted from the networks alone: parameters, bytes, multiply-adds."""
 
+from contextlib import contextmanager
 from functools import cache
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from ccdlib.data.sources import Sizes, sizes_of
 from ccdlib.methods.method import METHODS, TURNS, Given
@@ -27,8 +28,7 @@ def cost(config: RunConfig, sizes: Sizes, side: int = 32) -> dict:
     frozen = kind.freezes and teacher is not None
     heads = kind.teacher_method and _heads_of(kind.teacher_method, teacher, None, shape, sizes, {})
     method = _heads_of(config.method, student, teacher, shape, sizes, config.settings)
-    turns = TURNS if kind.rotates else 1
-    inputs = turns * round(config.batch * config.views_per_image)
+    inputs = _inputs(config)
     alone = _answer(config.model, sizes, shape)[1]
     forward = alone + _head_macs(config.model, method, sizes, shape)
     taught = 0
@@ -64,15 +64,25 @@ def training_macs(config: RunConfig) -> float:
     sizes = sizes_of(config.data)
     n = config.n_train or sizes.images
     n = round(n * sizes.images) if isinstance(n, float) else n
-    # Runs of a kind have one step, whatever their seeds and epochs; what a reader added may have changed meanwhile.
-    added = tuple(rows.added[name].digest() for rows, name in config.rows if name in rows.added)
-    key = config.work, added
-    if key not in _steps:
-        _steps[key] = cost(config, sizes, sizes.side or config.side)["training_macs"]
-    return _steps[key] * n / config.batch * config.epochs
+    return _macs_of_input(config, sizes) * _inputs(config) * n / config.batch * config.epochs
 
 
-_steps: dict[tuple, float] = {}
+def _macs_of_input(config, sizes):
+    """Multiply-adds of a network input in training; the same for all views, seeds and numbers of images."""
+    added = [rows.added[name].digest() for rows, name in config.rows if name in rows.added]  # a reader may have changed it
+    side = sizes.side or config.side
+    key = str((config.model, config.teacher and config.teacher.model, config.method, config.settings, sizes, side, added))
+    if key not in _counts:
+        _counts[key] = cost(config, sizes, side)["training_macs"] / _inputs(config)
+    return _counts[key]
+
+
+_counts: dict[str, float] = {}
+
+
+def _inputs(config):
+    """Network inputs of a step."""
+    return (TURNS if METHODS[config.method].rotates else 1) * round(config.batch * config.views_per_image)
 
 
 def _few(sizes):
@@ -81,21 +91,21 @@ def _few(sizes):
 
 
 def _skeleton(name, sizes):
-    """The network `name` without values."""
+    """The network `name` with weights of no meaning."""
     return _network(MODELS[name], sizes)
 
 
 @cache
 def _network(make, sizes):
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):  # layers draw from the global generator when they are made
         return make(sizes.classes, sizes.channels).eval()
 
 
 def _heads_of(name, student, teacher, shape, sizes, settings):
-    """The method `name` without values."""
+    """The method `name` with weights of no meaning."""
     labels = torch.arange(_few(sizes)) % sizes.classes
     with torch.random.fork_rng(devices=[]):
-        return METHODS[name](Given(student, teacher, None, shape, sizes.classes, labels), **settings).eval().to("meta")
+        return METHODS[name](Given(student, teacher, None, shape, sizes.classes, labels), **settings).eval()
 
 
 def _parameters(module):
@@ -107,21 +117,42 @@ def _bytes(module):
 
 
 def _answer(name, sizes, shape):
-    """What the network `name` says about one image, without values, and how many multiply-adds that takes."""
+    """What the network `name` says about one blank image, and how many multiply-adds that takes."""
     return _answer_of(_skeleton(name, sizes), shape)
 
 
 @cache
 def _answer_of(network, shape):
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        output = network(torch.zeros(1, *shape, device="meta"))
-    return output, counter.get_total_flops() // 2
+    with _counted(network) as counts:
+        output = network(torch.zeros(1, *shape))
+    return output, sum(counts)
 
 
 def _head_macs(name, method, sizes, shape):
     """Multiply-adds of one image through the heads of a method on the network `name`."""
-    if method is None or next(method.parameters(), None) is None:
+    if method is None:
         return 0
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with _counted(method) as counts:
         method.heads(_answer(name, sizes, shape)[0])
-    return counter.get_total_flops() // 2
+    return sum(counts)
+
+
+@contextmanager
+def _counted(module):
+    """A list to which every convolution and linear layer of a module adds its multiply-adds.
+
+    By hooks: torch's own FlopCounterMode counts the same and takes seconds to import.
+    """
+    counts = []
+
+    def add(layer, inputs, output):
+        counts.append(output.numel() * layer.weight[0].numel())
+
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)] if module is not None else []
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    try:
+        with torch.no_grad():
+            yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
