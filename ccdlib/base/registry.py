@@ -94,6 +94,10 @@ class Registry(dict):
         itself has, and for options that the registry does not know.
         """
 
+        for option in options:
+            if option not in self._defaults:
+                raise unknown(f"option of a {self.kind}", option, self._defaults or ["(it has none)"])
+
         def keep(thing):
             self._put(name, thing, options)
             return thing
@@ -121,9 +125,6 @@ class Registry(dict):
             self.options[name] = other.options[name]
 
     def _put(self, name, thing, options):
-        for option in options:
-            if option not in self._defaults:
-                raise unknown(f"option of a {self.kind}", option, self._defaults or ["(it has none)"])
         options = self._defaults | options
         for registry in (self, *(follower for follower, _ in self._followers)):
             registry._check_free(name)
