@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import ccdlib
-from ccdlib.base import extensions, registry, sources
+from ccdlib.base import extensions, paths, registry, sources
 from ccdlib.base.registry import REGISTRIES, CcdError
 from ccdlib.training import folder_of
 from ccdlib.training.schedule import Schedule, folders_of, side_by_side
@@ -63,8 +64,6 @@ MOST = 50
 
 @ccdlib.VIEWS.add("brighter")
 class Brighter(ccdlib.ViewRule):
-    twins = True
-
     def draw(self, n, generator):
         return torch.randint(0, MOST, (n, 1, 1, 1), generator=generator)
 
@@ -316,6 +315,30 @@ def test_processes_of_torchrun_load_the_module(tmp_path):
     use(tmp_path, LOSS.replace('add("mine")', 'add("mine", by_image=True)'))
     config = ccdlib.RunConfig(**STUDENT | {"method": "mine", "processes": 2})
     assert ccdlib.fit(config, show="none").folder == folder_of(config.but(processes=1)).path
+
+
+def test_the_examples_of_the_page_are_trained_as_they_stand():
+    page = (paths.ROOT / "docs" / "extend.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    shorter = (
+        code.replace("resnet20", "resnet8")
+        .replace("n_train=200, epochs=50", "n_train=20, epochs=1")
+        .replace("epochs=5", "epochs=1")
+    )
+    in_a_cell(shorter)
+    added = {row.kind: row.name for row in extensions.added()}
+    assert {*added} == {*ROWS} - {"policy"}
+    ccdlib.VIEWS.add("dimmed")(ccdlib.Policy("dimmed", 1.0, ((added["op"], 5),)))
+    uses = [
+        {"method": added["method"]},
+        {"views": "gentle"},
+        {"views": added["views"]},
+        {"views": "dimmed"},
+        {"model": added["model"]},
+    ]
+    uses.append({"method": "ccd", "views": "cifar100", "settings": {"weight": added["weight"]}})
+    for what in [*uses, ALONE | {"data": added["dataset"], "n_train": None}]:
+        assert ccdlib.fit(ccdlib.RunConfig(**STUDENT | what), show="none").accuracy >= 0
 
 
 def test_rows_of_the_kit_have_no_digest():

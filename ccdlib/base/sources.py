@@ -5,6 +5,7 @@ refers to: functions, classes, modules, numbers, text and tensors. Of libraries,
 """
 
 import ast
+import dis
 import functools
 import hashlib
 import inspect
@@ -26,7 +27,7 @@ PLAIN = (str, bytes, int, float, complex, bool, type(None), type(...), torch.dev
 
 def digest(thing: object) -> str:
     """Sixteen hexadecimal digits of `thing`. Errors: TypeError for what refers to an object whose content cannot be read."""
-    return hashlib.sha256("\n".join(_facts(thing, set())).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(_facts(thing, {})).encode()).hexdigest()[:16]
 
 
 def _facts(thing, seen):
@@ -38,7 +39,7 @@ def _facts(thing, seen):
         return [f"array {array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"]
     if id(thing) in seen:
         return ["seen"]
-    seen.add(id(thing))
+    seen[id(thing)] = thing  # kept alive, so that no other object gets its number
     if isinstance(thing, types.FunctionType | type | types.ModuleType | types.BuiltinFunctionType):
         return _code(thing, seen)
     return [f"{type(thing).__name__}(", *_content(thing, seen), ")"]
@@ -58,6 +59,8 @@ def _content(thing, seen):
         return _facts((thing.__func__, thing.__self__), seen)
     if is_dataclass(thing):
         return _facts(type(thing), seen) + _facts([getattr(thing, field.name) for field in fields(thing)], seen)
+    if hasattr(thing, "model_dump_json"):  # a RunConfig, say
+        return [thing.model_dump_json()]
     if isinstance(thing, torch.nn.Module):
         return _facts(type(thing), seen) + _facts(dict(thing.state_dict()), seen) + [repr(thing)]
     if not _own(type(thing)) and hasattr(thing, "__dict__"):
@@ -104,7 +107,9 @@ def _referred(function, seen):
     names, codes = {}, [function.__code__]
     while codes:
         code = codes.pop()
-        names |= dict.fromkeys(code.co_names)
+        names |= dict.fromkeys(
+            step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+        )
         codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     found = {name: function.__globals__[name] for name in sorted(names) if name in function.__globals__}
     cells = {}

@@ -26,7 +26,7 @@ class ViewRule:
 
     name: str
     base = 1
-    twins = False
+    twins = True
     crops = True
     turns = 1
     candidates = 1
@@ -77,6 +77,7 @@ class Base(ViewRule):
     base: int = 1
     crops: bool = True
     turns: int = 1
+    twins = False
 
     def turned(self, views):
         """The views, at each of four angles where the rule rotates."""
