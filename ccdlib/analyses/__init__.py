@@ -18,5 +18,3 @@ from ccdlib.analyses import (
     quickstart,
 )
 from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, experiment
-
-EVERY = (quickstart, joint_augmentation, augmented_teacher, proportion, few_shot, compatibility, ccd, imagenet)
