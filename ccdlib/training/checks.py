@@ -53,18 +53,9 @@ def _shape_of(config):
     if not isinstance(config, RunConfig):
         return config
     rule, what = config.rule, config.fields_where(lambda use: use.part in ("data", "network", "method", "compute"))
-    shape = [getattr(config, name) for name in what if name not in ("teacher", "subset_seed")]
-    return (
-        shape,
-        config.side,
-        config.statistics,
-        config.batch,
-        config.accumulate,
-        rule.turns,
-        rule.crops,
-        rule.mixes,
-        config.jda,
-    )
+    what = [*what, "side", "statistics", "batch", "accumulate", "jda"]
+    fields = [getattr(config, name) for name in what if name not in ("teacher", "subset_seed")]
+    return fields, rule.turns, rule.crops, rule.mixes
 
 
 def checked(config: RunConfig) -> RunConfig:

@@ -38,7 +38,7 @@ def train_epoch(trainees: list["Trainee"], epoch: int) -> list[dict | Diverged]:
 
 
 def train_step(trainees: list["Trainee"], batch: Batch, logs: list["Log"]) -> None:
-    """Take a step, or one of its `accumulate` passes, with every Trainee of a cohort on one Batch, without waiting for a GPU."""
+    """Take a step, or one of its passes, with every Trainee of a cohort on one Batch, without waiting for a GPU."""
     batch = trainees[0].picked(batch)
     answered = {}  # {whether the method turns its inputs: (inputs, the teacher's Output)}, computed once for the cohort
     for trainee, log in zip(trainees, logs, strict=True):
