@@ -1,6 +1,6 @@
-"""The analyses: a module for each notebook, with its arms, its claims and what its figures need.
+"""The analyses: a module for each notebook, with its arms, its claims, and the facts of arms that its figures show.
 
-    experiment.py  arms and claims as data, and how they are trained    common.py  what the analyses share
+    experiment.py  arms and claims as data, and their training    common.py  functions that several analyses use
     00 quickstart, 01 joint_augmentation, 02 augmented_teacher, 03 proportion, 04 few_shot, 05 compatibility,
     06 ccd, 07 imagenet
 

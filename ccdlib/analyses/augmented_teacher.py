@@ -1,13 +1,13 @@
 """02: should the teacher see augmented images too?"""
 
 from ccdlib.analyses.common import needs_of, seeds_needed, students_of, teachers_of
-from ccdlib.analyses.experiment import EXPERIMENTS, Experiment
+from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.evidence.stats import more, no_better
 
 
 @EXPERIMENTS.add("02_augmented_teacher")
-def augmented_teacher(p):
-    """(b): teachers without and with JDA, each teaching students without and with JDA."""
+def augmented_teacher(p: Parameters) -> Experiment:
+    """Claim (b): teachers trained without and with JDA, each with students distilled without and with JDA."""
     plain, rich = teachers_of(p), teachers_of(p, views=p["policy"])
     arms = {
         "teacher": plain,

@@ -1,7 +1,7 @@
 """06: is the cosine worth it, and is CCD better than HSAKD at less cost?"""
 
 from ccdlib.analyses.common import compared, needs_of, students_of, teachers_of, timing
-from ccdlib.analyses.experiment import EXPERIMENTS, Experiment
+from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.evidence.cost import check_timed
 from ccdlib.evidence.stats import more
 from ccdlib.training.recipes import recipe_of
@@ -10,8 +10,11 @@ CONTROLS = ("constant", "shuffled", "normalised", "probabilities", "centred")
 
 
 @EXPERIMENTS.add("06_ccd")
-def cosine_confidence(p):
-    """CCD against KD + JDA, its own controls, SSKD, HSAKD and HSAKD*."""
+def cosine_confidence(p: Parameters) -> Experiment:
+    """CCD compared with KD + JDA, with its controls (other weights), and with SSKD, HSAKD and HSAKD*.
+
+    HSAKD* has a teacher that is trained together with its heads from the start.
+    """
     check_timed(p["timed_steps"])
     teachers = teachers_of(p)
     recipe = recipe_of(p["recipe"], p["teacher_model"], "hsakd") | timing(p, p["teacher_epochs"])

@@ -1,8 +1,9 @@
-"""What the analyses share: teachers and students of every seed from a notebook's parameters, seeds that verdicts need, sweeps.
+"""Functions that several analyses use: the teachers and students of all seeds, the seeds that verdicts need, and sweeps.
 
-A run that two notebooks list is the same run, because it is described the same.
+`p` is always the parameters of a notebook. Two notebooks share a run if they describe it equally, which these functions ensure.
 """
 
+from ccdlib.analyses.experiment import Parameters
 from ccdlib.base.registry import CcdError, unknown
 from ccdlib.data.bundled import PREFIX, cards
 from ccdlib.data.sources import sizes_of
@@ -10,16 +11,24 @@ from ccdlib.methods.method import METHODS
 from ccdlib.training.config import Checkpoint, RunConfig, teacher_of_method
 from ccdlib.training.recipes import head_recipe, own_recipe, recipe_of
 
+TEACHERS = ("bundled", "train")
+SPLITS = ("per seed", "fixed")
+EPOCHS, STEPS = "equal epochs", "equal steps"
 
-def timing(p, epochs):
+
+def timing(p: Parameters, epochs: int) -> dict[str, int]:
+    """The fields `epochs` and `eval_every` of a RunConfig that is evaluated p["evaluations"] times. Errors: CcdError."""
     if p["evaluations"] < 1:
         raise CcdError(f"evaluations = {p['evaluations']}: the last epoch is always evaluated; give 1 or more")
     return {"epochs": epochs, "eval_every": max(1, epochs // p["evaluations"])}
 
 
-def teachers_of(p, /, **what):
-    """The teacher of every seed, with plain cross entropy unless `what` says more; a bundled one where parameter `teacher`
-    says so and nothing else is wanted of it."""
+def teachers_of(p: Parameters, /, **what) -> list[RunConfig | Checkpoint]:
+    """The teacher of every seed, trained with cross entropy on original views; what: other fields of its RunConfig.
+
+    Without `what`, they are the bundled teachers if the parameter `teacher` is "bundled". Errors: CcdError for a wrong
+    `teacher`, and for parameters for which there are no bundled teachers.
+    """
     if p.get("teacher", TEACHERS[1]) not in TEACHERS:
         raise unknown("teacher", p["teacher"], TEACHERS)
     if p.get("teacher") == TEACHERS[0] and not what:
@@ -29,11 +38,8 @@ def teachers_of(p, /, **what):
     return [RunConfig(**base, seed=s, subset_seed=_subset_seed(p, s)) for s in range(p["seeds"])]
 
 
-TEACHERS = ("bundled", "train")
-
-
 def _bundled(p):
-    """The teachers that come with the package, one a seed; CcdError where there are none for these parameters."""
+    """The bundled teacher of every seed. Errors: CcdError if there are none for these parameters."""
     names = [f"{p['teacher_model']}-{p['data']}-s{seed}" for seed in range(p["seeds"])]
     known = cards()
     if missing := [name for name in names if name not in known]:
@@ -53,8 +59,13 @@ def _bundled(p):
     ]
 
 
-def students_of(p, teachers, /, epochs=None, **what):
-    """The student of every seed, distilled by KD unless `what` says more; teachers None: alone."""
+def students_of(
+    p: Parameters, teachers: list[RunConfig | Checkpoint] | None, /, epochs: int | None = None, **what
+) -> list[RunConfig]:
+    """The student of every seed, trained by KD, or by cross entropy alone if `teachers` is None.
+
+    epochs: instead of the parameter `student_epochs`. what: other fields of its RunConfig.
+    """
     base = {"data": p["data"], "n_train": p["n_train"] or None, "model": p["student_model"]}
     base |= (
         recipe_of(p["recipe"], p["student_model"])
@@ -67,32 +78,34 @@ def students_of(p, teachers, /, epochs=None, **what):
     ]
 
 
-def seeds_needed(p, large=False):
-    """Seeds that a verdict needs: three in the paper profiles, as the papers have, four in class for an effect that is large
-    there, and ten elsewhere."""
+def seeds_needed(p: Parameters, large: bool = False) -> dict[str, int]:
+    """The number of seeds that a verdict needs, as {"least": n} for a Claim.
+
+    It is three in the paper profiles, as in the papers, four in the profile class for `large` effects, and ten otherwise.
+    """
     if p["profile"].startswith("paper"):
         return {"least": 3}
     return {"least": 4 if large and p["profile"] == "class" else 10}
 
 
-def needs_of(p, large=False):
-    """What a verdict on an effect that the papers claim needs: seeds, and the margin within which there is practically none."""
+def needs_of(p: Parameters, large: bool = False) -> dict[str, float]:
+    """seeds_needed(), and the "margin" in points within which an effect counts as practically zero, for a Claim."""
     return seeds_needed(p, large) | {"margin": p["margin"]}
 
 
-SPLITS = ("per seed", "fixed")
-
-
 def _subset_seed(p, seed):
-    """The seed by which training images are drawn: each seed's own or, with a fixed split (the authors' way), one for all."""
+    """The seed by which the training images are chosen: its own for each seed or, with a fixed split as the authors', 0."""
     split = p.get("split", SPLITS[0])
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     return seed if split == SPLITS[0] else 0
 
 
-def sweep_of(p, name, kind, low, high):
-    """The values of a sweep, in order; CcdError for duplicates, for what is outside, and for fewer than two."""
+def sweep_of(p: Parameters, name: str, kind: type | tuple[type, ...], low: float, high: float) -> list:
+    """The sorted values of the sweep in parameter `name`, of type `kind` and from `low` to `high`.
+
+    Errors: CcdError for other values, for duplicates, and for fewer than two values.
+    """
     values = p[name]
     for value in values:
         if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
@@ -102,8 +115,8 @@ def sweep_of(p, name, kind, low, high):
     return sorted(values)
 
 
-def images_of(p):
-    """How many training images the students have; CcdError for a number that leaves a class empty, or is not there."""
+def images_of(p: Parameters) -> int:
+    """The number of the students' training images. Errors: CcdError if a class would be empty, or there are not so many."""
     sizes = sizes_of(p["data"])
     n = p["n_train"] or sizes.images
     if not sizes.classes <= n <= sizes.images:
@@ -113,16 +126,13 @@ def images_of(p):
     return n
 
 
-EPOCHS, STEPS = "equal epochs", "equal steps"
-
-
 def _ready_for(p, method, teachers):
-    """The teachers of `method`: with the heads that it needs, where it needs some, trained while the teacher is frozen."""
+    """The teachers of `method`; if it needs heads (SSKD, HSAKD), the runs that train these for the frozen teachers."""
     needed = METHODS[method].teacher_method
     if needed is None:
         return teachers
     stage = head_recipe(p["recipe"], needed, p["teacher_epochs"])
-    if isinstance(teachers[0], Checkpoint):  # what a RunConfig says of itself
+    if isinstance(teachers[0], Checkpoint):  # which, unlike a RunConfig, does not tell its data
         stage |= {"data": p["data"], "n_train": p["n_teacher"] or None}
     return [
         teacher_of_method(method, teacher, **stage, seed=teacher.seed, subset_seed=_subset_seed(p, teacher.seed))
@@ -130,8 +140,11 @@ def _ready_for(p, method, teachers):
     ]
 
 
-def compared(p, method, teachers, own=True, **what):
-    """The students of a compared method under its own recipe or, not `own`, the one that all methods can share."""
+def compared(p: Parameters, method: str, teachers: list[RunConfig | Checkpoint], own: bool = True, **what) -> list[RunConfig]:
+    """The student of every seed, trained by a compared method; what: other fields of its RunConfig.
+
+    own: under the method's own recipe, where it has one, instead of the recipe that all methods share.
+    """
     fields = (own_recipe(p["recipe"], p["student_model"], method) if own else {}) | {"method": method}
     if method == "crd":
         fields["settings"] = {"negatives": p["negatives"]}

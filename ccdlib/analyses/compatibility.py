@@ -1,7 +1,7 @@
 """05: does augmentation help the other distillation methods too?"""
 
 from ccdlib.analyses.common import compared, needs_of, teachers_of
-from ccdlib.analyses.experiment import EXPERIMENTS, Experiment
+from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.base.registry import CcdError, unknown
 from ccdlib.evidence.stats import more
 from ccdlib.methods.method import METHODS
@@ -9,8 +9,11 @@ from ccdlib.training.recipes import comparable
 
 
 @EXPERIMENTS.add("05_compatibility")
-def compatibility(p):
-    """(e): compared methods without augmentation, with rotation and with JDA, under their own recipe and one matched recipe."""
+def compatibility(p: Parameters) -> Experiment:
+    """Claim (e): each method without augmentation, with rotation and with JDA.
+
+    SSKD and HSAKD, which rotate every view themselves, are trained under their own recipe and under the recipe of all others.
+    """
     teachers = teachers_of(p)
     arms, facts, claims = {"teacher": teachers}, {}, []
     names = comparable()
@@ -20,19 +23,19 @@ def compatibility(p):
             name = names[method] + ", matched" * (not own)
             kinds = {"none": "none", "rotation": "rotation", "JDA": p["policy"]}
             if METHODS[method].rotates:
-                del kinds["rotation"]  # it turns every view itself
+                del kinds["rotation"]  # the method itself rotates every view
             for kind, views in kinds.items():
                 arm = name + f" + {kind}" * (kind != "none")
                 arms[arm] = compared(p, method, teachers, own, views=views)
                 facts[arm] = {"method": name, "views": kind} | ({} if kind == "none" else {"baseline": name})
-            how = "under its own recipe" if own else "under the matched recipe"
-            how = how if len(recipes) > 1 else "under the common recipe"
+            how = "common" if len(recipes) == 1 else "own" if own else "matched"
+            how = f"under {'its' if how == 'own' else 'the'} {how} recipe"
             claims.append(more("(e)", f"{names[method]} gains from JDA, {how}", f"{name} + JDA", name, **needs_of(p)))
     return Experiment(arms, tuple(claims), facts)
 
 
 def _methods(p):
-    """The methods that 05 compares, as parameter `methods` names them; CcdError for one that cannot be or is named twice."""
+    """The parameter `methods`. Errors: CcdError for a method that cannot be compared, or is named twice, or for none."""
     for method in p["methods"]:
         if method not in comparable():
             raise unknown("method to compare in `methods`", method, comparable())

@@ -1,33 +1,37 @@
-"""Experiments as data: the runs that an analysis needs, and the claims it makes before any of them is trained."""
+"""Experiments as data: the runs of an analysis in arms, and its claims, which are declared before any run is trained."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ccdlib.base.registry import CcdError, Registry
 from ccdlib.evidence.stats import Claim, collapsed_seeds, said_of_collapse
+from ccdlib.models import Backbone
 from ccdlib.training.checks import check, data_of
-from ccdlib.training.cohort import fit, folder_of, measured, network_of
+from ccdlib.training.cohort import Result, fit, folder_of, measured, network_of
 from ccdlib.training.config import Checkpoint, RunConfig, with_teachers
 from ccdlib.training.forecast import expected_seconds
 from ccdlib.training.schedule import Schedule, side_by_side
+from ccdlib.training.store import Folder
 from ccdlib.views import policy_named
 
-EXPERIMENTS = Registry("experiment")  # notebook stem -> function of its parameters
-
-
+Parameters = Mapping[str, Any]  # the parameters of a notebook, by name
+EXPERIMENTS = Registry("experiment")  # name of a notebook, without .ipynb -> function of its parameters
 MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """arms: {name: [RunConfig, one a seed]}, paired; Checkpoints stand for teachers that are not trained here. claims:
-    declared with the arms, so before any result.
+    """The arms and the claims of an analysis.
 
-    facts: {arm: numbers that tables and axes show}. Errors: CcdError for no seed or one, arms that are not paired, and a
-    claim about an arm that is not there. checked: whether it is known that every run can be trained; train() checks it otherwise.
+    arms: {name of an arm: its RunConfigs, one for each seed}; Checkpoints are teachers that are not trained here. Arms are
+    paired: all have the same seeds in the same order. claims: declared together with the arms, so before any result. facts:
+    {arm: {name: value}} for tables and axes; the fact "baseline" names the arm over which the arm's gain is taken. checked:
+    whether check() has been passed; otherwise train() calls it.
+    Errors: CcdError for fewer than two seeds, arms that are not paired, and claims about arms that do not exist.
     """
 
-    arms: Mapping[str, list]
+    arms: Mapping[str, list[RunConfig | Checkpoint]]
     claims: tuple[Claim, ...]
     facts: Mapping[str, dict] = field(default_factory=dict)
     checked: bool = field(default=False, compare=False)
@@ -48,8 +52,8 @@ class Experiment:
             claim.needs(self.arms)
 
     @property
-    def configs(self):
-        """Every RunConfig once, teachers before their students; nothing is looked up, so the data need not be here."""
+    def configs(self) -> list[RunConfig]:
+        """The RunConfigs of all runs, each once, teachers before their students. Unlike `runs`, it does not need the data."""
         found = {}
         for configs in self.arms.values():
             for config in configs:
@@ -57,8 +61,8 @@ class Experiment:
         return list(found.values())
 
     @property
-    def runs(self):
-        """Every run once, teachers before their students: {folder name: (arm that first needs it, Folder)}."""
+    def runs(self) -> dict[str, tuple[str, Folder]]:
+        """{name of a run: (the first arm that needs it, its Folder)}, each once, teachers before their students."""
         found, known = {}, set()
         for arm, configs in self.arms.items():
             for needed in (each for config in configs for each in with_teachers(config)):
@@ -71,24 +75,24 @@ class Experiment:
 
     @property
     def _trained(self):
-        """The RunConfigs of all arms, some more than once."""
+        """The RunConfigs of all arms; a run of two arms is listed twice."""
         return [config for configs in self.arms.values() for config in configs if isinstance(config, RunConfig)]
 
-    def check(self):
-        """Raise CcdError where one of the runs could not be trained."""
+    def check(self) -> None:
+        """Check that all runs can be trained. Errors: CcdError."""
         check(self._trained)
         object.__setattr__(self, "checked", True)
 
-    def teacher(self, show="epochs"):
-        """The network of the first seed's teacher, in eval mode on the CPU; show: see fit()."""
+    def teacher(self, show: str = "epochs") -> Backbone:
+        """The teacher's network of the first seed, trained if necessary, in eval mode on the CPU; show: see fit()."""
         return network_of(self.arms["teacher"][0], data_of(self._trained[0]), show)
 
-    def train(self):
-        """Train what the run store lacks, read the rest: {arm: [Result, one a seed]}. Prints a line an arm.
+    def train(self) -> dict[str, list[Result]]:
+        """Train all runs that are not finished yet, and print a line for each arm; returns {arm: a Result for each seed}.
 
-        Runs that see the same batches and have the same teacher are trained together, as a cohort. On a CPU as many cohorts at
-        once as there are cores ($CCD_JOBS, when it is set), one thread each: small networks gain next to nothing from a
-        second thread.
+        Runs with the same batches and the same teacher are trained together, as a cohort. On a CPU as many cohorts are trained
+        at once as there are cores ($CCD_JOBS, if that is set), with one thread each: a second one hardly helps small networks.
+        Errors: CcdError if a run cannot be trained, Diverged if one diverges.
         """
         if not self.checked:
             self.check()
@@ -107,9 +111,12 @@ class Experiment:
             return measured(config, data_of(self._trained[0]))
         return fit(config, show="none")
 
-    def rows(self, results):
-        """Long form, for figures: a dict for each arm that has facts and each seed, with "accuracy", the facts, and "gain",
-        the paired difference, for those whose facts name a "baseline"."""
+    def rows(self, results: Mapping[str, list[Result]]) -> list[dict]:
+        """The results in long form, for figures: a dict for every arm with facts and every seed.
+
+        Keys: "arm", "seed", "accuracy" (percent), the arm's facts, "collapsed" (whether this run or its baseline did) and, with
+        a baseline, "gain", the paired difference in points.
+        """
         rows = []
         for arm, facts in self.facts.items():
             base = results[facts["baseline"]] if "baseline" in facts else results[arm]
@@ -120,10 +127,10 @@ class Experiment:
         return rows
 
     def plan(self, timed: bool = False) -> list[dict]:
-        """One row an arm, each run counted once: {"arm", "runs", "done", "begun", "missing" (seeds), "seconds", "expected"}.
+        """The list of what is missing and how long it takes: a dict for each arm. timed: see forecast.expected_seconds().
 
-        A run that an earlier arm needs is counted there. seconds: spent on those that are done. expected: for the others (timed:
-        see forecast.expected_seconds).
+        Keys: "arm", "runs" (their number), "done", "begun", "missing" (the seeds), "seconds" (spent on the runs that are done)
+        and "expected" (seconds for the others). A run of several arms is counted in the first.
         """
         rows = {
             arm: {"arm": arm, "runs": 0, "done": 0, "begun": 0, "missing": [], "seconds": 0.0, "expected": 0.0}
@@ -146,10 +153,10 @@ class Experiment:
         return list(rows.values())
 
 
-def experiment(stem, parameters):
-    """The Experiment of the notebook `stem` under its `parameters` (a dict)."""
+def experiment(stem: str, parameters: Parameters) -> Experiment:
+    """The Experiment of the notebook `stem` ("00_quickstart") with its `parameters`. Errors: CcdError for wrong ones."""
     if parameters.get("seeds", 1) > MOST_SEEDS:
         raise CcdError(f"seeds = {parameters['seeds']}: allowed are up to {MOST_SEEDS} paired repetitions")
     if "policy" in parameters:
-        policy_named(parameters["policy"])  # a RunConfig would call it `views`
+        policy_named(parameters["policy"])  # a wrong name gets its error here: RunConfig would call the parameter `views`
     return EXPERIMENTS[stem](parameters)

@@ -3,7 +3,7 @@
 from math import log2
 
 from ccdlib.analyses.common import EPOCHS, STEPS, images_of, needs_of, seeds_needed, students_of, sweep_of, teachers_of
-from ccdlib.analyses.experiment import EXPERIMENTS, Experiment
+from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.base.registry import CcdError
 from ccdlib.data.sources import sizes_of
 from ccdlib.evidence.stats import INFINITY, Claim, Contrast, more, slope
@@ -12,11 +12,11 @@ from ccdlib.views.epoch import steps_an_epoch
 
 
 @EXPERIMENTS.add("04_few_shot")
-def few_shot(p):
-    """(d): KD without and with JDA on fractions of the training set and on a few images of each class.
+def few_shot(p: Parameters) -> Experiment:
+    """Claim (d): KD without and with JDA, on fractions of the training set and on a few images of each class.
 
-    "equal epochs": the epochs are not rescaled, as the papers do, so fewer images also mean fewer steps. "equal steps": every
-    amount is trained for as many steps as the largest is, to a whole epoch.
+    "equal epochs": the same number of epochs for all, as in the papers, so that fewer images also mean fewer steps. "equal
+    steps": for every number of images as many steps as for the largest, rounded to a whole epoch.
     """
     teachers, amounts = teachers_of(p), few_shot_amounts(p)
     batch = recipe_of(p["recipe"], p["student_model"])["batch"]
@@ -24,7 +24,7 @@ def few_shot(p):
     arms, facts = {"teacher": teachers}, {}
     for schedule in (EPOCHS, STEPS):
         for n in amounts:
-            given = None if n == every else n  # described as the other notebooks do, so that it is the same run
+            given = None if n == every else n  # as the other notebooks describe it, so that it is the same run
             steps = steps_an_epoch(n, batch)
             epochs = p["student_epochs"] if schedule == EPOCHS else max(1, round(target / steps))
             for method, views in (("KD", "none"), ("KD + JDA", p["policy"])):
@@ -36,8 +36,8 @@ def few_shot(p):
     return Experiment(arms, tuple(_few_shot_claims(p, amounts)), facts)
 
 
-def few_shot_amounts(p):
-    """The numbers of training images of 04, ascending. Errors: CcdError for amounts that leave a class empty."""
+def few_shot_amounts(p: Parameters) -> list[int]:
+    """The numbers of training images in 04, from the smallest. Errors: CcdError for numbers that leave a class empty."""
     sizes, whole = sizes_of(p["data"]), images_of(p)
     fractions = [round(f * whole) for f in sweep_of(p, "fractions", (int, float), 0, 1)]
     counts = [k * sizes.classes for k in sweep_of(p, "per_class", int, 1, whole // sizes.classes)]

@@ -1,14 +1,14 @@
 """07: does it hold on images in files, with several processes?"""
 
 from ccdlib.analyses.common import needs_of, seeds_needed, students_of, teachers_of
-from ccdlib.analyses.experiment import EXPERIMENTS, Experiment
+from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.evidence.stats import equivalent, more
 from ccdlib.training.config import Checkpoint
 
 
 @EXPERIMENTS.add("07_imagenet")
-def imagenet(p):
-    """KD, KD + JDA and CCD from images in files, JDA on whole images and, once more, after the crop."""
+def imagenet(p: Parameters) -> Experiment:
+    """KD, KD + JDA and CCD on images in files, with JDA before the crop and, for CCD, also after the crop."""
     every = {"side": p["side"], "processes": p["processes"]}
     arms = {}
     if p["teacher"] == "train":

@@ -1,21 +1,22 @@
 """03: how much augmentation is right?"""
 
 from ccdlib.analyses.common import EPOCHS, STEPS, images_of, seeds_needed, students_of, sweep_of, teachers_of
-from ccdlib.analyses.experiment import EXPERIMENTS, Experiment
+from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.data.sources import sizes_of
 from ccdlib.evidence.stats import Claim, Peak
 from ccdlib.training.recipes import recipe_of
 from ccdlib.views.epoch import steps_an_epoch
 from ccdlib.views.policies import policy_named
 
+SWEEPS = {"p": "probabilities p of the policy", "r": "numbers r of twins", "q": "shares q of images with a twin"}
+
 
 @EXPERIMENTS.add("03_proportion")
-def proportion(p):
-    """(c): the policy's p, the twins of an image (r) and the share of images with twins (q), each swept.
+def proportion(p: Parameters) -> Experiment:
+    """Claim (c): sweeps of the policy's p, of the number of twins of an image (r) and of the share of images with twins (q).
 
-    A step sees about as many network inputs as a step of KD + JDA, as near as whole batches come. So more augmented views of
-    an image make an epoch longer, in steps; "equal epochs" leaves it so, "equal steps" gives every arm the same number of
-    steps, to a whole epoch.
+    In all arms a step has about as many network inputs as a step of KD + JDA. So with more augmented views an epoch has more
+    steps. "equal epochs" accepts this; "equal steps" gives every arm the same number of steps, rounded to a whole epoch.
     """
     teachers, n = teachers_of(p), images_of(p)
     policy = policy_named(p["policy"])
@@ -33,7 +34,7 @@ def proportion(p):
         if augmented and fires:
             what |= {"views": p["policy"], "p": fires, "twins": twins, "share": share}
         elif augmented:
-            what |= {"views": "base"}  # a policy that never fires leaves a second crop and flip
+            what |= {"views": "base"}  # with p = 0 the twin is a second crop and flip
         name = f"{sweep} {value:g}, {schedule}"
         arms[name] = students_of(p, teachers, **what)
         part = augmented / (1 + augmented)  # of all network inputs
@@ -48,7 +49,7 @@ def proportion(p):
 
     for schedule in (STEPS, EPOCHS):
         for fires in sweep_of(p, "sweep_p", (int, float), 0, 1):
-            add("p", fires, schedule, fires=fires)  # the same runs twice: p changes neither inputs nor steps
+            add("p", fires, schedule, fires=fires)  # the same runs in both schedules, since p does not change the steps
         for twins in sweep_of(p, "sweep_r", int, 0, 16):
             add("r", twins, schedule, twins=max(1, twins), share=float(twins > 0))
         for share in sweep_of(p, "sweep_q", (int, float), 0, 1):
@@ -56,11 +57,8 @@ def proportion(p):
     return Experiment(arms, tuple(_suitable_ranges(p, facts)), facts)
 
 
-SWEEPS = {"p": "probabilities p of the policy", "r": "numbers r of twins", "q": "shares q of images with a twin"}
-
-
 def _suitable_ranges(p, facts):
-    """(c) for every sweep with something inside it."""
+    """Claim (c) for every sweep of at least three values."""
     for sweep, what in SWEEPS.items():
         for schedule in (STEPS,) if sweep == "p" else (STEPS, EPOCHS):
             ladder = [arm for arm, fact in facts.items() if (fact["sweep"], fact["schedule"]) == (sweep, schedule)]

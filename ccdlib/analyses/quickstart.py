@@ -1,13 +1,13 @@
 """00: does a student learn more when both networks look at augmented images, and does CCD weigh them well?"""
 
 from ccdlib.analyses.common import needs_of, students_of, teachers_of
-from ccdlib.analyses.experiment import EXPERIMENTS, Experiment
+from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.evidence.stats import more
 
 
 @EXPERIMENTS.add("00_quickstart")
-def quickstart(p):
-    """Student alone, KD, KD + JDA, CCD: claim (a) in the small, and CCD's weight."""
+def quickstart(p: Parameters) -> Experiment:
+    """Student alone, KD, KD + JDA and CCD: claim (a) on small images, and the effect of CCD's weight."""
     teachers = teachers_of(p)
     arms = {
         "teacher": teachers,

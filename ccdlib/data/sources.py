@@ -71,7 +71,9 @@ def _row(name: str, load: Callable | Source, **options) -> Source:
     return Source(loaded, **options)
 
 
-DATASETS = Registry("dataset", _row, **{name: field.default for name, field in Source.__dataclass_fields__.items() if name != "load"})
+DATASETS = Registry(
+    "dataset", _row, **{name: field.default for name, field in Source.__dataclass_fields__.items() if name != "load"}
+)
 
 
 def load_data(name: str, *, side: int = 32, n_train: int | float | None = None, seed: int = 0, device: str = "cpu") -> Dataset:
@@ -159,12 +161,12 @@ DATASETS.update(
         arrays.cifar("CIFAR10"), statistics=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), sizes=Sizes(10, 3, 50000, 32)
     ),
     cifar100=Source(
-        arrays.cifar("CIFAR100"), statistics=((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)), sizes=Sizes(100, 3, 50000, 32)
+        arrays.cifar("CIFAR100"),
+        statistics=((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+        sizes=Sizes(100, 3, 50000, 32),
     ),
     npz=Source(arrays.npz, takes_path=True, about="arrays train_images, train_labels, test_images, test_labels of a .npz"),
-    folder=Source(
-        arrays.folder, takes_path=True, resized=True, about="train/CLASS/* and val/CLASS/*, resized, kept in memory"
-    ),
+    folder=Source(arrays.folder, takes_path=True, resized=True, about="train/CLASS/* and val/CLASS/*, resized, kept in memory"),
     imagenet=Source(
         files.image_folder,
         takes_path=True,
@@ -173,6 +175,9 @@ DATASETS.update(
         about="train/CLASS/* and val/CLASS/*, decoded and cropped in training",
     ),
     photos=Source(
-        photos.tiles, resized=True, in_files=True, about="tiles of three photographs in such folders: 219 training images, 3 classes"
+        photos.tiles,
+        resized=True,
+        in_files=True,
+        about="tiles of three photographs in such folders: 219 training images, 3 classes",
     ),
 )

@@ -1,4 +1,4 @@
-"""What is looked at before a training: that it can be done with these networks, data, teachers and settings of the machine."""
+"""The checks before a training: that these networks, data, teachers and settings of the machine can be trained together."""
 
 import math
 import os
@@ -19,16 +19,17 @@ from ccdlib.views import check_views, steps_an_epoch
 
 
 def check(configs: Iterable[RunConfig]) -> None:
-    """Raise CcdError where one of `configs` cannot be trained, in seconds, before hours are spent on the others.
+    """Check within seconds that all of `configs` and their teachers can be trained, before hours are spent on some of them.
 
-    fit() makes the same checks for its own configuration and its teacher; a command makes them once for all it will train.
+    fit() makes the same checks for its own configuration and its teacher. Errors: CcdError for the first one that cannot be
+    trained, and for an empty list.
     """
     configs = list(configs)
     if not configs:
         raise CcdError("there is nothing to train; ask for at least one seed (parameter `seeds`)")
     seen = set()
-    for config in (each for config in configs for each in with_teachers(checked(config))):
-        # Of seeds nothing can go wrong here; configurations that differ in no more are one case.
+    for config in (run for asked in configs for run in with_teachers(checked(asked))):
+        # A seed cannot make a training impossible, so configurations that differ in nothing else are checked once.
         case = str([_shape_of(each) for each in (config, config.teacher)])
         if case not in seen:
             seen.add(case)
@@ -36,7 +37,7 @@ def check(configs: Iterable[RunConfig]) -> None:
 
 
 def _check_one(config):
-    if config.device != "auto":  # what that means here may not be here: a batch is planned where there is no GPU
+    if config.device != "auto":  # "auto" is settled where the run is trained: a batch may be planned on a machine without a GPU
         device_named(config.device)
     check_importable(config)
     data = data_of(config)
@@ -48,49 +49,48 @@ def _check_one(config):
 
 
 def _shape_of(config):
-    """What may make a training impossible; of views only how many inputs they make and of which images."""
+    """All that may make a training impossible. Of the views, that is how many inputs they make and from which images."""
     if not isinstance(config, RunConfig):
         return config
     rule, what = config.rule, config.fields_where(lambda use: use.part in ("data", "network", "method", "compute"))
-    shape = [getattr(config, name) for name in what if name not in ("teacher", "subset_seed")]
-    return (
-        shape,
-        config.side,
-        config.statistics,
-        config.batch,
-        config.accumulate,
-        rule.turns,
-        rule.crops,
-        rule.mixes,
-        config.jda,
-    )
+    what = [*what, "side", "statistics", "batch", "accumulate", "jda"]
+    fields = [getattr(config, name) for name in what if name not in ("teacher", "subset_seed")]
+    return fields, rule.turns, rule.crops, rule.mixes
 
 
 def checked(config: RunConfig) -> RunConfig:
-    """The RunConfig itself, once more checked: whatever made it may have left that out. CcdError for what is none."""
+    """The same RunConfig, validated again, because pydantic has ways to make one unvalidated.
+
+    Errors: CcdError for anything that is not a RunConfig, or not a valid one.
+    """
     if not isinstance(config, RunConfig):
         raise CcdError(f"{config!r} is no RunConfig; give one, such as RunConfig(model='resnet8')")
     return config.but()
 
 
 def check_importable(config: RunConfig) -> None:
-    """Raise CcdError where several processes would have to import what only this one has."""
+    """Raise CcdError if several processes are to train the run, and it may need rows that only this process has."""
     if config.processes > 1:
         check_carried("several processes of torchrun train the run, which")
 
 
 def check_carried(who: str) -> None:
-    """Raise CcdError where rows were added by a cell, a prompt or a script; who: those that could not import them."""
+    """Raise CcdError if a registry has a row from a notebook cell, a prompt or a script, which no other process can import.
+
+    who: the words of the error for those other processes.
+    """
     for row in extensions.carried():
         raise CcdError(
-            f"the {row.kind} {row.name!r} was defined in an interactive session or a script: {who} cannot import it. Write it into "
-            "a module and name that in CCD_EXTENSIONS, or start with `ccd --use FILE.py`"
+            f"the {row.kind} {row.name!r} was defined in an interactive session or a script: {who} cannot import it. Write it "
+            "into a module and name that in CCD_EXTENSIONS, or start with `ccd --use FILE.py`"
         )
 
 
 def check_fits(config: RunConfig, data: Dataset) -> None:
-    """Raise CcdError unless images of `data` can go through the network, because some halve small images to nothing, its views
-    can be made of them, and its method can be built."""
+    """Check that a run can be trained on `data`: its views can be made, its network takes the images, its method can be built.
+
+    Some networks halve small images until nothing is left, so the network answers one test image here. Errors: CcdError.
+    """
     network = build(config.model, data.classes, data.channels, config.seed)
     if data.in_files:
         check_views(config)
@@ -111,7 +111,7 @@ def check_fits(config: RunConfig, data: Dataset) -> None:
 
 
 def check_teacher(config: RunConfig, data: Dataset) -> None:
-    """Raise CcdError where the teacher is trained on data of another kind."""
+    """Raise CcdError if the teacher is trained on data with other numbers of classes or channels than the student's `data`."""
     if isinstance(config.teacher, RunConfig):
         taught = data_of(config.teacher)
         if (taught.classes, taught.channels) != (data.classes, data.channels):
@@ -122,18 +122,18 @@ def check_teacher(config: RunConfig, data: Dataset) -> None:
 
 
 def whole_data(config: RunConfig) -> Dataset:
-    """The data of a configuration, normalised by its statistics, with all training images."""
+    """The data set of a configuration with all its training images, to be normalised by the configuration's `statistics`."""
     return normalised_by(load_data(config.data, side=config.side), config.statistics)
 
 
 def data_of(config: RunConfig) -> Dataset:
-    """The data of a configuration as its training sees it: normalised by its statistics, its training images chosen."""
+    """The data set of a configuration as its training sees it: whole_data() with the chosen `n_train` training images."""
     data = whole_data(config)
     return data if config.n_train is None else data.subset(config.n_train, config.subset_seed)
 
 
 def check_surroundings() -> None:
-    """Raise CcdError where an environment variable that a training reads has a value that it cannot use here."""
+    """Raise CcdError if an environment variable that a training reads has a value that cannot be used on this machine."""
     extensions.check()
     jobs()
     seconds_between_saves()
@@ -141,7 +141,7 @@ def check_surroundings() -> None:
 
 
 def seconds_between_saves() -> float:
-    """How long a run may go on without keeping its state, at most an epoch more: $CCD_SAVE_EVERY seconds, or five."""
+    """Seconds after which a run saves its state at the end of an epoch: $CCD_SAVE_EVERY, or 5. Errors: CcdError."""
     given = os.environ.get("CCD_SAVE_EVERY", "5")
     try:
         seconds = float(given)

@@ -1,4 +1,4 @@
-"""fit: a run, or a cohort of runs that see the same views and have the same teacher, found trained or trained to its end."""
+"""fit(): trains a run, or a cohort of runs with the same views and teacher, to the end, or finds it trained."""
 
 import os
 import sys
@@ -38,16 +38,16 @@ SHOWS = ("auto", "epochs", "run", "bar", "none")
 class Result:
     """A finished run.
 
-    accuracy: top-1 on the test set after the last epoch, in percent: the result. best_on_test: the best epoch's, chosen on
-    the test set itself and therefore too high; only for comparison with papers that report it. curves: one dict an epoch.
-    folder: the run's folder. metrics: its metrics.json. (Of a Checkpoint, which measured() makes one of, there are accuracy and
-    config only.)
+    accuracy: top-1 accuracy on the test set after the last epoch, in percent; this is the result. best_on_test: the accuracy of
+    the best epoch, which is too high because it is chosen on the test set; it is there for comparison with papers that report
+    it. curves: a dict for each epoch. folder: the run's folder. metrics: the content of its metrics.json. classes, channels: of
+    its data. measured() makes a Result of a Checkpoint, which has no curves, and whose folder is its file.
     """
 
     config: RunConfig | Checkpoint
     accuracy: float
     best_on_test: float
-    curves: list
+    curves: list[dict]
     folder: Path
     metrics: dict
     classes: int
@@ -55,7 +55,7 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, over all pieces."""
+        """Seconds of training, also those before an interruption; in a cohort, the run's share of them."""
         return self.metrics["seconds"]
 
     def model(self) -> Backbone:
@@ -66,27 +66,28 @@ class Result:
         return load_weights(self.folder / "weights.safetensors", network, self.config.model).eval()
 
     def heads(self) -> Method | None:
-        """The method with its trained heads, in eval mode on the CPU; None for a method that keeps none."""
+        """The method with its trained heads, in eval mode on the CPU; None for a method whose heads are not stored."""
         return heads_from(self.config, self.folder / "heads.safetensors", self.model(), data_of(self.config))
 
 
 def fit(config: RunConfig, show: str = "auto", repair: bool | None = None) -> Result:
-    """Train the network that `config` describes, or find it trained; its teacher first. Returns a Result.
+    """Train the network that `config` describes, after its teacher, or find it trained in the run store.
 
-    show: "epochs" (one printed line an epoch), "run" (one line when it is done), both also for a run that is found; "bar"
-    (tqdm); "none"; or "auto": bar on an interactive command line, epochs elsewhere. repair: train a damaged run again, keeping
-    its folder under another name; None: as $CCD_REPAIR says. Errors: CcdError, before any training wherever it can be known
-    then; Diverged during it.
+    show: "epochs" prints a line for each epoch and "run" a line at the end, both also for a run that is found; "bar" shows a
+    progress bar; "none" shows nothing; "auto" is "bar" on an interactive command line and "epochs" elsewhere. repair: train a
+    damaged run again and keep its folder under another name (None: if $CCD_REPAIR is 1). Errors: CcdError, before the training
+    wherever possible; DamagedRun for a damaged run without `repair`; Diverged during the training.
     """
     return fit_cohort([config], show, repair)[0]
 
 
 def fit_cohort(configs: Sequence[RunConfig], show: str = "auto", repair: bool | None = None) -> list[Result]:
-    """fit() for the runs of one cohort (equal RunConfig.cohort), trained together: [Result, one a configuration].
+    """fit() for the runs of one cohort (equal RunConfig.cohort), which are trained together: a Result for each configuration.
 
-    Views are made once and the teacher answers them once; every network takes its own step. On a CPU each run has the bits it
-    has alone. Each has its own folder: finished ones are found, interrupted ones go on from their own last epoch. Where one
-    diverges, the others are trained to their end before the error is raised. A run's seconds are its part of the cohort's.
+    Views and the teacher's logits are computed once for all, and every network takes its own step. On a CPU the result of each
+    run is the same, bit by bit, as when it is trained alone. Finished runs are found, interrupted ones go on from their last
+    saved epoch. If a run diverges, the others are trained to the end before Diverged is raised. Errors: as fit(), and CcdError
+    for configurations that are no cohort.
     """
     if show not in SHOWS:
         raise CcdError(f"show = {show!r}: allowed are {', '.join(SHOWS)}")
@@ -100,9 +101,9 @@ def fit_cohort(configs: Sequence[RunConfig], show: str = "auto", repair: bool | 
     repair = os.environ.get("CCD_REPAIR") == "1" if repair is None else repair
     device = device_named(configs[0].device)
     data = data_of(configs[0])
-    seconds_between_saves()  # a wrong value is refused before the training
+    seconds_between_saves()  # a wrong value raises its error before the training
     check_teacher(configs[0], data)
-    folders = {folder.path: folder for folder in map(folder_of, configs)}  # each once, however often it is asked for
+    folders = {folder.path: folder for folder in map(folder_of, configs)}  # each run once, also if two configurations name it
     missing = group.from_first(lambda: [path for path, folder in folders.items() if not folder.ready(repair)])
     found = folders.keys() - set(missing)
     for path in sorted(found):
@@ -116,7 +117,7 @@ def fit_cohort(configs: Sequence[RunConfig], show: str = "auto", repair: bool | 
         taught_by = _teacher_for(configs[0], data, show, repair)
         with ExitStack() as locks:
             still = group.from_first(lambda: _locked([folders[path] for path in missing], locks, repair))
-            found |= set(missing) - set(still)  # another process may have finished them
+            found |= set(missing) - set(still)  # another process may have finished some meanwhile
             if still:
                 _train([folders[path] for path in still], data.to(device), taught_by, device, show, repair)
             group.wait()
@@ -127,14 +128,17 @@ def fit_cohort(configs: Sequence[RunConfig], show: str = "auto", repair: bool | 
 
 
 def folder_of(config: RunConfig) -> Folder:
-    """The Folder of a run, whether it is trained or not. Errors: CcdError for data or a teacher file that is not there."""
+    """The Folder of a run, trained or not. Errors: CcdError for data or a teacher's file that is not there."""
     device = best_device().type if config.device == "auto" else config.device
     precision = "bfloat16" if device == "cuda" else "float32"
     return Folder(config, identity(config, lambda c: whole_data(c).facts, precision))
 
 
 def measured(teacher: Checkpoint, data: Dataset) -> Result:
-    """A Checkpoint as a Result without training: its accuracy on the test images of `data`, and no curves."""
+    """The Result of a Checkpoint: its accuracy on the test images of `data`, without curves.
+
+    Errors: CcdError if the accuracy is not the one that the Checkpoint promises.
+    """
     device, network = best_device(), from_checkpoint(teacher, data.classes, data.channels)
     reached = accuracy_of(teacher, network, data, device)
     check_accuracy(teacher, reached, data)
@@ -143,7 +147,7 @@ def measured(teacher: Checkpoint, data: Dataset) -> Result:
 
 
 def network_of(config: RunConfig | Checkpoint, data: Dataset, show: str = "epochs") -> Backbone:
-    """The network of a RunConfig, trained or found, or of a Checkpoint, in eval mode on the CPU; show: see fit()."""
+    """The network of a RunConfig, trained if necessary, or of a Checkpoint, in eval mode on the CPU; show: see fit()."""
     if isinstance(config, RunConfig):
         return fit(config, show).model()
     if show != "none":
@@ -152,7 +156,7 @@ def network_of(config: RunConfig | Checkpoint, data: Dataset, show: str = "epoch
 
 
 def _teacher_for(config, data, show, repair):
-    """The TaughtBy of a configuration, trained first if it has to be."""
+    """The teacher of a configuration as a TaughtBy, trained first if necessary."""
     if config.teacher is None:
         return TaughtBy()
     if isinstance(config.teacher, Checkpoint):
@@ -163,7 +167,7 @@ def _teacher_for(config, data, show, repair):
 
 
 def _check_teacher_of(folder, data, device):
-    """check_accuracy for a run that is found: by what it keeps or, if it was trained before that was kept, measured now."""
+    """check_accuracy() for a run that is found, by its stored "teacher_accuracy"; older runs lack that, so it is measured."""
     teacher = folder.config.teacher
     if isinstance(teacher, Checkpoint) and teacher.accuracy is not None:
         reached = folder.metrics.get("teacher_accuracy")
@@ -173,8 +177,8 @@ def _check_teacher_of(folder, data, device):
 
 
 def _locked(folders, locks, repair):
-    """Hold the folders of runs; the paths of those that are still to be trained."""
-    for folder in sorted(folders, key=lambda folder: folder.path):  # in one order: no two processes wait for each other
+    """Lock the folders of runs until `locks` is closed; returns the paths of those that are still to be trained."""
+    for folder in sorted(folders, key=lambda folder: folder.path):  # in one order, so that no two processes wait for each other
         locks.enter_context(folder.lock())
     missing = [folder for folder in folders if not folder.ready(repair)]
     for folder in missing:
@@ -192,27 +196,30 @@ def _result(config, folder, data, show):
     )
 
 
-# ---------------------------------------------------------------- the books of a training
-
-
 @dataclass
 class Member:
-    """A run in training: its Trainee, its Folder, its curves so far, how many of their epochs an earlier process did, and
-    the Diverged that ended it."""
+    """A run in training.
+
+    rows: its curves so far, a dict for each epoch. found: how many of these epochs an earlier process trained. failed: the
+    Diverged that ended it.
+    """
 
     trainee: Trainee
     folder: Folder
-    rows: list = field(default_factory=list)
+    rows: list[dict] = field(default_factory=list)
     found: int = 0
     failed: Diverged | None = None
 
     @property
     def parts(self) -> tuple:
-        """What changes in training."""
+        """The network, the method and the optimiser, whose states change in training."""
         return self.trainee.network, self.trainee.method, self.trainee.optimiser
 
     def resume(self, repair: bool) -> None:
-        """Go on from the state that is kept, if there is one."""
+        """Load the saved state of an interrupted run, if there is one. repair: start again from the beginning if it is damaged.
+
+        Errors: DamagedRun without `repair`.
+        """
         try:
             self.found, self.rows = self.folder.load_state(*self.parts)
         except DamagedRun:
@@ -224,7 +231,7 @@ class Member:
             self.folder.start()
 
     def add(self, row: dict, seconds: float) -> None:
-        """Keep the row of an epoch that took so many seconds, with the accuracy on the test set where one is due."""
+        """Add an epoch's row to the curves, with its seconds and, every `eval_every` epochs, the accuracy on the test set."""
         config, trainee = self.trainee.config, self.trainee
         began = time.perf_counter()
         tested = row["epoch"] == config.epochs or row["epoch"] % config.eval_every == 0
@@ -232,14 +239,14 @@ class Member:
         self.rows.append(row | {"seconds": round(seconds + time.perf_counter() - began, 4)})
 
     def save(self) -> None:
-        """Keep the state after this epoch."""
+        """Save the state and the curves after the last epoch trained."""
         if group.rank():
             return
         self.folder.save_state(len(self.rows), *self.parts, self.rows)
         self.folder.save_curves(self.rows)
 
     def finish(self, facts: dict) -> None:
-        """Make it a finished run; facts: what else is kept of it."""
+        """Write all files of the finished run; facts: further entries of its metrics.json."""
         if group.rank():
             return
         trainee = self.trainee
@@ -248,7 +255,7 @@ class Member:
 
 
 def _train(folders, data, taught_by, device, show, repair):
-    """Train the runs of `folders` together, each from its own last epoch, to the end."""
+    """Train the runs of `folders` together to the end, each from its own last saved epoch."""
     trainees = prepare([folder.config for folder in folders], data, device, taught_by)
     members = [Member(trainee, folder) for trainee, folder in zip(trainees, folders, strict=True)]
     for member in members:
@@ -260,7 +267,7 @@ def _train(folders, data, taught_by, device, show, repair):
         )
     facts, saved, epochs = _facts_of_teacher(members[0], taught_by, device), time.monotonic(), folders[0].config.epochs
     for epoch in _epochs(members, show):
-        # A cohort that was killed while it kept its states goes on from different epochs.
+        # A cohort that was killed while it saved its states goes on from different epochs.
         active = [member for member in members if len(member.rows) == epoch and not member.failed]
         began = time.perf_counter()
         rows = train_epoch([member.trainee for member in active], epoch)
@@ -286,7 +293,7 @@ def _train(folders, data, taught_by, device, show, repair):
 
 
 def _facts_of_teacher(member, taught_by, device):
-    """What is kept of a teacher from a file: its accuracy, which is checked here."""
+    """The entry of metrics.json for a teacher from a file, its accuracy, which is checked here; {} for other teachers."""
     teacher, data = member.trainee.config.teacher, member.trainee.data
     if not isinstance(teacher, Checkpoint):
         return {}
@@ -312,7 +319,7 @@ def _metrics(rows, data, device, epochs_here):
 
 
 def _epochs(members, show):
-    """The epochs that some member lacks, while one goes on."""
+    """The epochs, from 0, that at least one member lacks, as long as not all members have diverged."""
     config, done = members[0].trainee.config, min(len(member.rows) for member in members)
     epochs = range(done, config.epochs)
     if show == "bar":
@@ -328,7 +335,7 @@ def _epochs(members, show):
 
 
 def _line(config, row, named=False):
-    """One line an epoch, without times, so that a run that is found prints what it printed when it was trained."""
+    """The printed line of an epoch. It has no times: a run that is found prints the lines of its training again."""
     known = ("epoch", "lr", "train_accuracy", "test_accuracy", "seconds")
     terms = " ".join(f"{name} {value:.3f}" for name, value in row.items() if name not in known)
     test = "" if row["test_accuracy"] is None else f"  test {row['test_accuracy']:.1f} %"

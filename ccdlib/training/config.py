@@ -1,7 +1,7 @@
-"""RunConfig: everything that shapes one trained network, checked when it is made, long before any training."""
+"""RunConfig: all settings of one run, validated together when the object is made, long before any training."""
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -12,31 +12,22 @@ from ccdlib.models import MODELS
 from ccdlib.training.recipes import SMALL
 from ccdlib.views import OPS, POLICIES, VIEWS, ViewRule
 
-Positive = Annotated[float, Field(gt=0, lt=1e38, allow_inf_nan=False)]  # a float32 number
-
-
+Positive = Annotated[float, Field(gt=0, lt=1e38, allow_inf_nan=False)]  # a finite float32 number
 Rate = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-
-
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-# Far above what anybody trains, and below what would only hang.
+# The limits of Count and Few are far above what anybody trains; a larger number is most likely a slip.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
-
-
 Few = Annotated[int, Field(ge=1, le=1024)]
-
-
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class Use(NamedTuple):
-    """What a field of RunConfig is for; cohorts, identities and forecasts are computed from this, and from nothing else.
+    """The role of a field of RunConfig; cohorts, identities and forecasts are computed from these roles alone.
 
-    part: of the run. own: whether the runs of a cohort may differ in it. named: whether it names the run: "always", "where set"
-    (unless it has its default, because it came later than stored runs), or "by content" (what it stands for names the run, or it
-    changes no result). work: whether it changes how long a step takes.
+    part: the part of a run that the field describes. own: whether the runs of a cohort may differ in it. named: how it enters
+    the run's identity: "always"; "where set", unless it has its default (such fields are younger than stored runs); or "by
+    content", by the data or teacher that it refers to, or not at all if it changes no result. work: whether the seconds of a
+    step depend on it.
     """
 
     part: str
@@ -46,7 +37,10 @@ class Use(NamedTuple):
 
 
 class Strict(BaseModel):
-    """A pydantic model that refuses unknown keys, saying which are allowed; "1e-3" strings become numbers."""
+    """A frozen pydantic model whose errors are CcdErrors: for unknown keys, with those that are allowed, and wrong values.
+
+    Text such as "1e-3", as yaml reads it, becomes a number.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, revalidate_instances="always")
 
@@ -56,12 +50,12 @@ class Strict(BaseModel):
         except ValidationError as error:
             raise CcdError(_readable(type(self).__name__, error.errors())) from None
 
-    def but(self, **changes):
-        """The same with other values of some fields, checked like a new one."""
+    def but(self, **changes) -> Self:
+        """A copy with other values of some fields, validated like a new object. Errors: CcdError."""
         return type(self)(**dict(self) | changes)
 
-    def model_copy(self, *, update=None, deep=False):
-        """pydantic's copy, which would put `update` in unchecked; CcdError where there is one."""
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """pydantic's copy. It would not validate `update`, so that raises CcdError; but() makes a changed copy."""
         if update:
             raise CcdError(f"model_copy(update={update!r}) would check nothing; write config.but(name=value)")
         return super().model_copy(deep=deep)
@@ -81,22 +75,23 @@ def _use_of(field):
 
 
 def _readable(kind, errors):
-    """pydantic's errors as one text: which field, what was given, what is allowed."""
+    """The errors of pydantic as one text: for each the field, the value given, and what is allowed."""
     ours = [error["msg"].removeprefix("Value error, ") for error in errors if error["type"] == "value_error"]
-    if ours:  # our own checks say it all, once is enough
+    if ours:  # the text of our own checks is complete, and one is enough
         return ours[0]
     return "; ".join(f"{kind}: {'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in errors)
 
 
 class Checkpoint(Strict):
-    """Weights from a file instead of a run of this store.
+    """A teacher whose weights come from a file instead of a run of this kit.
 
-    file: a .safetensors of `model`, as a run of this kit writes it; a .pth that torchvision wrote; "ccdlib:NAME", a teacher
-    that comes with the package ("ccdlib:resnet20-objects-s0"); or "torchvision:NAME", pretrained weights of that name
-    ("torchvision:IMAGENET1K_V1"), downloaded once. accuracy: what the network must reach on the student's test set (percent,
-    within half a point), measured before the student's training starts. heads, method: the file of trained heads
-    (heads.safetensors of a run) and the method that trained them, for a student's method that needs them. seed: which of
-    several paired teachers it is; it names no run.
+    model: the name of its backbone. file: a .safetensors file that a run of this kit wrote; a .pth file with weights of
+    torchvision; "ccdlib:NAME", a teacher that comes with the package ("ccdlib:resnet20-objects-s0"); or "torchvision:NAME",
+    pretrained weights of that name ("torchvision:IMAGENET1K_V1"), which are downloaded once. accuracy: the percentage that the
+    network must reach on the student's test set, within half a point; it is checked before the student is trained. heads,
+    method: the file of trained heads (heads.safetensors of a run) and the method that trained them, for students whose method
+    needs them. seed: the number of this teacher among several paired ones; the names of runs do not depend on it.
+    Errors: CcdError for a wrong value.
     """
 
     model: str
@@ -108,31 +103,33 @@ class Checkpoint(Strict):
 
 
 class RunConfig(Strict):
-    """One network trained once. `fit(config)` trains it, or finds it trained.
+    """The settings of one run, which is one network trained once. `fit(config)` trains it, or finds it trained.
 
-    data, side, n_train, subset_seed: see load_data and Data.subset (n_train None: all of it).
-    model: the backbone. method, settings: a row of METHODS and its settings.
-    views: "none" (one base view an image), "raw" (the image as it is), "base" (two base views), "rotation" (0, 90, 180, 270
-    degrees of one crop), a policy ("cifar100", ...): the original and its JDA twin, or one of AUGMENTATIONS: the original and
-    such a twin. p: the policy's probability, when another than its own. ops: the ops of the policy that are kept (None:
-    all). twins: augmented twins of an image (r).
-    share: the fraction of the images, drawn anew each epoch, that get them (q).
-    teacher: the RunConfig that makes the teacher, or a Checkpoint; None where the method needs none. For a method that
-    trains heads of a frozen network, that network.
-    seed: of initial weights, batch order, crops and policy draws, in separate streams. draws: the seed of the last three, when
-    another: runs with different seeds and equal draws differ in nothing but their weights, and can share a teacher's answers.
-    batch: images a step (each with all its views). milestones: fractions of the epochs after which lr is divided by ten.
-    nesterov: Nesterov's momentum, or the plain one. warmup: the epochs over which all terms of the loss but its cross entropy
-    grow linearly to their full size: in epoch e, from 1, they count min(1, e / warmup).
-    flip: overrides the data set's own base flip. statistics: the mean and standard deviation by which images are normalised:
-    "own", or those of the data set of that name, one whose statistics the literature fixes (the authors' script for CIFAR-10
-    has CIFAR-100's). eval_every: epochs between test evaluations (the last is always one).
-    jda: whether the augmentation comes "before crop", on whole images, as the papers have it, or "after crop", which is
-    faster where images are large. accumulate: passes over which a step's images are spread, each with batch norms of its
-    own. clip: the norm to which a step's gradient is cut (None: not).
-    processes: how many train the run together (see group.py), a GPU each, or a part of the CPU.
-    device: "auto", "cpu" or "cuda". Device and processes do not name the run, every other field does.
-    Errors: CcdError (a ValueError), saying what was given and what is allowed.
+    data: the name of the data set, see load_data. side: the height and width of images from files, in pixels. n_train,
+    subset_seed: the number or fraction of its training images (None: all) and the seed by which they are chosen.
+    model: a row of MODELS. method, settings: a row of METHODS and the values of its settings.
+    views: a row of VIEWS: "none" (one base view of each image), "raw" (the image as it is), "base" (two base views),
+    "rotation" (one crop at 0, 90, 180 and 270 degrees), a policy such as "cifar100" (the original view and its JDA twin), or
+    another augmentation such as "mixup" (the original view and such a twin). p: the probability of the policy's ops, if it is
+    not the policy's own. ops: the names of the policy's ops that may fire (None: all). twins: augmented twins of an image (r in
+    the paper). share: the fraction of the images, drawn anew in each epoch, that get twins (q in the paper).
+    jda: whether the augmentation comes "before crop", on whole images, as in the papers, or "after crop", which is faster for
+    large images. flip: whether base views are mirrored at random (None: as usual for the data set). statistics: the mean and
+    standard deviation by which images are normalised: "own", or the name of a data set with published ones (the authors' script
+    for CIFAR-10 uses those of CIFAR-100).
+    teacher: the RunConfig of the teacher, or a Checkpoint; None where the method needs none. For a method that trains heads of
+    a frozen network, this network.
+    seed: the seed of initial weights, batch order, crops and policy draws, in separate streams. draws: another seed for the
+    last three (None: the same). Runs with equal draws and different seeds differ in their initial weights alone.
+    epochs, lr, weight_decay, momentum, nesterov: of stochastic gradient descent; nesterov: use Nesterov's momentum.
+    batch: images in a step, each with all its views. milestones: fractions of the epochs after which lr is divided by ten.
+    warmup: number of epochs in which all terms of the loss but the cross entropy grow to their full size: in epoch e, counted
+    from 1, their factor is min(1, e / warmup). accumulate: number of passes into which the images of a step are split; batch
+    norms see one pass at a time. clip: the largest norm of a step's gradient, which is scaled down to it (None: no limit).
+    eval_every: number of epochs between evaluations on the test set; the last epoch is always evaluated.
+    processes: number of processes that train the run together (see group.py), each with a GPU or a part of the CPU.
+    device: "auto", "cpu" or "cuda". The run's name depends on every field but device and processes.
+    Errors: CcdError (a ValueError) that says what was given and what is allowed.
     """
 
     data: Annotated[str, Use("data", named="by content", work=True)] = "digits"
@@ -169,7 +166,7 @@ class RunConfig(Strict):
 
     @classmethod
     def fields_where(cls, belongs: Callable[[Use], bool]) -> list[str]:
-        """The names of the fields whose Use `belongs`."""
+        """The names of the fields for whose Use `belongs` returns True."""
         return [name for name, field in cls.model_fields.items() if belongs(_use_of(field))]
 
     @field_validator("teacher", mode="before")
@@ -183,7 +180,7 @@ class RunConfig(Strict):
             return (Checkpoint if "file" in given else cls)(**given)
         except CcdError as error:
             raise CcdError(f"teacher: {error}") from None
-        except TypeError as error:  # a key that is no word
+        except TypeError as error:  # a key that is not text
             raise CcdError(f"teacher: {error}; keys are names of fields") from None
 
     @model_validator(mode="after")
@@ -197,7 +194,7 @@ class RunConfig(Strict):
             self._only_where(name, POLICIES, name in rule.knobs, "a policy")
         for name in ("twins", "share"):
             self._only_where(name, [row for row in VIEWS if VIEWS[row].twins], rule.twins, "an augmentation")
-        rule = self.rule  # an op that the policy lacks is named here
+        rule = self.rule  # raises CcdError for an op that the policy does not have
         if self.ops is not None and not self.ops:
             raise CcdError("ops = []: a policy without operations makes no augmented view; name some, or use views 'base'")
         paired = [name for name, row in VIEWS.items() if row.base + row.twins == 2 and row.turns == row.candidates == 1]
@@ -216,14 +213,17 @@ class RunConfig(Strict):
     def _only_where(self, name, views, allowed, what):
         if not allowed and getattr(self, name) != type(self).model_fields[name].default:
             raise CcdError(
-                f"{name} = {getattr(self, name)} with views {self.views!r}: only {what} has that; allowed views: {', '.join(views)}"
+                f"{name} = {getattr(self, name)} with views {self.views!r}: only {what} has that; allowed views: "
+                + ", ".join(views)
             )
 
     def _check_parts(self, method):
         parts = self.accumulate * self.processes
         if parts == 1:
             return
-        if self.processes > 1 and isinstance(self.teacher, RunConfig):  # which the same processes train
+        if self.processes > 1 and isinstance(
+            self.teacher, RunConfig
+        ):  # the same processes train the teacher, which must allow it
             RunConfig(**dict(self.teacher) | {"processes": self.processes})
         if not method.by_image(self.settings):
             allowed = [name for name, row in METHODS.items() if row.by_image({})]
@@ -245,8 +245,8 @@ class RunConfig(Strict):
         if method.rotates and rule.turns > 1:
             allowed = [name for name, row in VIEWS.items() if row.turns == 1 and not row.mixes]
             raise CcdError(
-                f"method {self.method!r} turns every view by 0, 90, 180 and 270 degrees itself; views {self.views!r} would do it "
-                f"twice. Allowed views: {', '.join(allowed)}"
+                f"method {self.method!r} turns every view by 0, 90, 180 and 270 degrees itself; views {self.views!r} would do "
+                f"it twice. Allowed views: {', '.join(allowed)}"
             )
         if method.hard_labels and rule.mixes:
             allowed = [name for name, row in VIEWS.items() if not row.mixes]
@@ -286,46 +286,51 @@ class RunConfig(Strict):
 
     @property
     def rule(self) -> ViewRule:
-        """The view rule, with the configuration's own p and ops."""
+        """The view rule of `views` with the p and ops of this configuration."""
         return VIEWS[self.views].with_knobs(p=self.p, ops=self.ops)
 
     @property
-    def draws_seed(self):
-        """The seed of batch order, crops and policy draws."""
+    def draws_seed(self) -> int:
+        """The seed of batch order, crops and policy draws: `draws`, or `seed` where that is None."""
         return self.seed if self.draws is None else self.draws
 
     @property
     def cohort(self) -> str:
-        """A text that is equal for runs that see the same batches and have the same teacher, so that they can be trained
-        together (fit_cohort): they differ in nothing but network, method, recipe and the seed of their weights."""
+        """A key that is equal for runs that can be trained together by fit_cohort().
+
+        These see the same batches and have the same teacher. They may differ in network, method, recipe and initial weights.
+        """
         return f"{self.draws_seed} {self.model_dump_json(exclude=_OWN)}"
 
     @property
     def work(self) -> str:
-        """A text that is equal for runs whose steps take equally long."""
+        """A key that is equal for runs whose steps take equally long, whatever their seeds and epochs."""
         return work_of(self.model_dump(mode="json"))
 
     @property
     def views_per_image(self) -> float:
-        """Network inputs an image in an epoch, on average where only a share of the images has twins.
+        """The mean number of views of an image in an epoch, a fraction where only a share of the images has twins.
 
-        A method with rotations of its own makes four inputs of each of these views.
+        Each view is one network input, or four for a method that rotates its inputs.
         """
         rule = self.rule
         return (rule.base + (self.share * self.twins if rule.twins else 0)) * rule.turns
 
     @property
     def rows(self) -> list[tuple[Registry, str]]:
-        """The rows of registries that shape the run, its teacher's apart: network, method and its words, views and their ops."""
+        """(registry, name) of every row that shapes the run: its network, method, names in settings, views and ops.
+
+        The rows of its teacher are in the teacher's own list.
+        """
         ops = [(OPS, op) for op in self.rule.ops if op in OPS]
         return [(MODELS, self.model), (METHODS, self.method), *words_in(self.method, self.settings), (VIEWS, self.views), *ops]
 
-    def lr_at(self, epoch):
+    def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
         return self.lr * 0.1 ** sum(epoch >= round(m * self.epochs) for m in self.milestones)
 
-    def soft_at(self, epoch):
-        """How much the terms of the loss but its cross entropy count in an epoch, counted from 0."""
+    def soft_at(self, epoch: int) -> float:
+        """The warm-up factor, up to 1, of all terms of the loss but the cross entropy in an epoch, counted from 0."""
         return min(1.0, (epoch + 1) / self.warmup) if self.warmup else 1.0
 
 
@@ -334,21 +339,22 @@ _WORK = tuple(RunConfig.fields_where(lambda use: use.work))
 
 
 def work_of(asked: dict) -> str:
-    """RunConfig.work of the fields of a configuration, as they are stored."""
+    """RunConfig.work, computed from the fields of a configuration as a run's config.json stores them."""
     teacher = asked.get("teacher") or {}
     return str([asked.get(name) for name in _WORK] + [teacher.get("model")])
 
 
 def with_teachers(config: "RunConfig | Checkpoint | None") -> list[RunConfig]:
-    """The run, after those it learns from; nothing for a Checkpoint."""
+    """The configuration after those of its teacher, its teacher's teacher and so on; [] for a Checkpoint or None."""
     return [*with_teachers(config.teacher), config] if isinstance(config, RunConfig) else []
 
 
 def teacher_of_method(method: str, teacher: RunConfig | Checkpoint, **changes) -> RunConfig | Checkpoint:
-    """The RunConfig that trains the heads that `method` needs onto a trained `teacher` (RunConfig or Checkpoint), frozen.
+    """The RunConfig that trains, for a frozen `teacher`, the heads that a student's `method` needs (SSKD, HSAKD).
 
-    changes: other fields of it, such as the recipe of that stage, `**RECIPES["paper_sskd_teacher"]`; the teacher's own stand
-    where nothing is said, for a Checkpoint those of a new RunConfig. `teacher` itself where it needs no heads or has them.
+    changes: values of its fields, such as the recipe `**RECIPES["paper_sskd_teacher"]`. Fields that are not given have the
+    teacher's values, or RunConfig's defaults if the teacher is a Checkpoint. Returns `teacher` itself if the method needs no
+    heads, or the teacher has them. Errors: CcdError.
     """
     needed = METHODS[method].teacher_method
     if needed is None or teacher.method == needed:

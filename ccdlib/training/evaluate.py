@@ -1,17 +1,22 @@
-"""What a network answers to the test images."""
+"""The logits of a network, and its accuracy and loss on the test set."""
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from ccdlib.data import Dataset
 from ccdlib.training import group
 from ccdlib.views.crops import normalise
 
 
 @torch.no_grad()
-def evaluate(network, data, device="cpu", batch=None):
-    """{"accuracy" (percent), "loss"} of a network on the test set; the processes of a group take every image once.
+def evaluate(
+    network: nn.Module, data: Dataset, device: str | torch.device = "cpu", batch: int | None = None
+) -> dict[str, float]:
+    """Top-1 "accuracy" (percent) and mean cross entropy "loss" of a network, which is on `device`, on the test set of `data`.
 
-    batch: images at once; None: 500 on a GPU, and on a CPU 125, because the features of more leave its cache.
+    batch: images at once. None: 500 on a GPU, and 125 on a CPU, where the features of more images do not fit into the cache.
+    The processes of a group share the test images, and all of them get the result.
     """
     device, counts = torch.device(device), torch.zeros(3, dtype=torch.float64)
     batch = batch or (500 if device.type == "cuda" else 125)
@@ -27,8 +32,13 @@ def evaluate(network, data, device="cpu", batch=None):
 
 
 @torch.no_grad()
-def predict(network, data, images, device="cpu", batch=500):
-    """Logits (N, classes) float32 of uint8 images (N, C, H, W), normalised as `data` says, in eval mode."""
+def predict(
+    network: nn.Module, data: Dataset, images: torch.Tensor, device: str | torch.device = "cpu", batch: int = 500
+) -> torch.Tensor:
+    """Logits (N, classes), float32, of uint8 images (N, C, H, W), normalised by the mean and standard deviation of `data`.
+
+    The network, which is on `device`, is set to eval mode; batch: images at once.
+    """
     network.eval()
     device = torch.device(device)
     logits = []

@@ -1,4 +1,4 @@
-"""How long trainings take here: from the seconds of stored runs, else from multiply-adds; steps are timed only when asked."""
+"""Forecasts of how long trainings take: from the seconds of stored runs, else from multiply-adds, or from timed steps."""
 
 import json
 import os
@@ -21,17 +21,17 @@ from ccdlib.training.schedule import grouped
 from ccdlib.training.teachers import untrained
 from ccdlib.training.work import training_macs
 
-RATE = 100.0  # TFLOP/s that a GPU keeps up in training, where CCD_TFLOPS says nothing
-CPU_RATE = 2e10  # multiply-adds a second that a CPU core keeps up in training, where no run is stored yet
-PACED = 8 * 224**2  # pixels of a timed step, where a whole one is too large
+RATE = 100.0  # TFLOP/s that a GPU sustains in training, unless CCD_TFLOPS says otherwise
+CPU_RATE = 2e10  # multiply-adds a second that a CPU core sustains in training, while no run is stored yet
+PACED = 8 * 224**2  # pixels of a timed step on a CPU, where a whole step of large images would take minutes
 
 
 def expected_seconds(configs: Sequence[RunConfig], timed: bool = False) -> list[float]:
-    """How long the training of each of `configs` takes here.
+    """Seconds that the training of each of `configs` takes on this machine.
 
-    From the stored runs of its kind (RunConfig.work) that the same kind of device trained; of a kind that none is stored of,
-    from its multiply-adds at the rate of those that are stored, or at a usual rate. timed: from a few steps of every kind of
-    cohort instead, which takes a minute.
+    A run is as fast as the stored runs of its kind (RunConfig.work) that the same kind of device trained. If there are none,
+    its multiply-adds are divided by the rate of other stored runs, or by a usual rate. timed: time a few steps of every kind
+    of cohort instead, which takes about a minute.
     """
     if timed:
         return _timed(configs)
@@ -47,13 +47,13 @@ def expected_seconds(configs: Sequence[RunConfig], timed: bool = False) -> list[
 
 
 def images_of(config: RunConfig) -> int:
-    """How many training images a run has."""
+    """The number of training images of a run: n_train may be a number, a fraction of the data set, or None for all of it."""
     every = sizes_of(config.data).images
     return round(config.n_train * every) if isinstance(config.n_train, float) else config.n_train or every
 
 
 def _stored():
-    """{kind: [(seconds of one image in one epoch, what was asked for), ...]} of the stored runs of this kind of device."""
+    """{kind of work: [(seconds an image and epoch, fields of its RunConfig), ...]} of stored runs of this kind of device."""
     found = {}
     for file in (paths.outputs() / "runs").glob("*-*/metrics.json"):
         try:
@@ -61,25 +61,30 @@ def _stored():
             if metrics["provenance"]["device"].startswith(best_device().type):
                 pace = metrics["seconds"] / (asked["epochs"] * metrics["train_images"])
                 found.setdefault(work_of(asked), []).append((pace, asked))
-        except (OSError, ValueError, KeyError, TypeError):  # a damaged run is named by whoever asks for it
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # fit() reports a damaged run; a forecast needs none
             continue
     return found
 
 
 def _rate(stored):
-    """Multiply-adds a second: of a few kinds that are stored, or what is usual."""
+    """Multiply-adds a second: the median of the first five kinds of stored runs, or a usual rate where none is stored."""
     rates = []
     for paces in list(stored.values())[:5]:
         try:
             config = RunConfig(**paces[0][1])
-        except CcdError:  # one of another version of the kit
+        except CcdError:  # a run of another version of the kit
             continue
         rates.append(training_macs(config) / (config.epochs * images_of(config)) / median(pace for pace, _ in paces))
     return median(rates) if rates else gpu_rate() / 2 if best_device().type == "cuda" else CPU_RATE
 
 
 def gpu_rate() -> float:
-    """Operations a second that a GPU keeps up in training: $CCD_TFLOPS, or what is usual. Errors: CcdError."""
+    """Floating point operations a second that a GPU sustains in training: $CCD_TFLOPS, or 100 TFLOP/s. Errors: CcdError."""
     given = os.environ.get("CCD_TFLOPS", str(RATE))
     try:
         rate = float(given)
@@ -91,7 +96,10 @@ def gpu_rate() -> float:
 
 
 def gpu_hours(configs: Sequence[RunConfig]) -> str:
-    """The work of trainings in words, where it is worth any: counted, so that neither a GPU nor the data must be here."""
+    """A sentence with the GPU hours of the trainings, or "" if they are less than 0.05.
+
+    They are computed from multiply-adds and gpu_rate(), so neither a GPU nor the images are needed. Errors: CcdError.
+    """
     operations, rate = 2.0 * sum(map(training_macs, configs)), gpu_rate()
     hours = operations / rate / 3600
     if hours < 0.05:
@@ -102,13 +110,10 @@ def gpu_hours(configs: Sequence[RunConfig]) -> str:
     )
 
 
-# ---------------------------------------------------------------- timed, when asked
-
-
 def _timed(configs):
-    """The seconds of each of `configs`, from a few steps of every kind of cohort, timed three times."""
+    """The seconds of each of `configs`: the median of three timings of a few steps, for every kind of cohort."""
     paces, seconds, threads = {}, {}, torch.get_num_threads()
-    if jobs() > 1:  # they have one thread each; more would wait for each other where the machine is busy
+    if jobs() > 1:  # side by side, cohorts have one thread each
         torch.set_num_threads(1)
     try:
         for cohort in grouped(range(len(configs)), lambda k: configs[k].cohort):
@@ -122,18 +127,18 @@ def _timed(configs):
 
 
 def _pace(configs):
-    """Seconds of one image in one epoch of a run of such a cohort, with its part of an evaluation, by untrained networks."""
+    """Seconds an image and epoch of one run of a cohort, with its part of an evaluation, measured with untrained networks."""
     device, data, first = device_named(configs[0].device), data_of(configs[0]), configs[0]
-    if data.in_files and device.type == "cpu":  # a whole step of large images would take minutes
+    if data.in_files and device.type == "cpu":
         size = max(1, min(first.batch, PACED // data.side**2))
         configs = [config.but(batch=size, accumulate=1) for config in configs]
     few = data.few(3 * configs[0].batch)
     trainees = [replace(trainee, data=few.to(device)) for trainee in prepare(configs, data, device, untrained(first, data))]
-    for epoch in range(2):  # the first warms up
+    for epoch in range(2):  # the first one warms up caches and memory
         began = time.perf_counter()
         train_epoch(trainees, epoch)
     image = (time.perf_counter() - began) / len(few.train_labels) / len(configs)
-    if data.in_files:  # an evaluation could take hours; an image takes about a third of a training image there
+    if data.in_files:  # an evaluation could take hours; a test image takes about a third of the time of a training image
         return image * (1 + len(data.test_labels) / len(data.train_labels) / first.eval_every / 3)
     began = time.perf_counter()
     evaluate(trainees[0].network, data.to(device), device)

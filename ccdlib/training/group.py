@@ -1,7 +1,8 @@
-"""A group of processes that trains one network by torch's own engine: torchrun and DistributedDataParallel.
+"""Several processes that train one network together: torchrun starts them, DistributedDataParallel averages their gradients.
 
-Every process takes its part of each step's images. Batch norms see the whole step and every process's loss counts by its share
-of the inputs, so the gradient is that of one process on the joined batch, and how many processes there are names no run.
+Every process takes its part of each step's images. Batch norms see all images of a step, and each process's loss is weighted
+by its share of the inputs. So the gradient is that of one process with the whole batch, and a run's name does not depend on how
+many processes trained it.
 """
 
 import json
@@ -9,9 +10,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,50 +25,47 @@ from ccdlib.base import extensions, paths
 from ccdlib.base.devices import best_device
 from ccdlib.base.files import write_whole
 from ccdlib.base.registry import CcdError
+from ccdlib.training.config import RunConfig
 
-RESTARTS = 3  # how often a group that lost a process starts again, from the last epoch that was kept
-
-
-# Without it a group that starts again reads the addresses of the processes that ended, and waits for them (torch 2.13).
+RESTARTS = 3  # how often a group that lost a process starts again, from the last saved epoch
+# Without this, a group that starts again reads the addresses of the processes that ended, and waits for them (torch 2.13).
 FRESH = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+ERROR = "CCD_GROUP_ERROR"  # names the file that receives a CcdError, which would be raised again after every restart
 
 
-ERROR = "CCD_GROUP_ERROR"  # the file for the mistake that ends a group, because starting again would not mend it
-
-
-def started_by_torchrun():
-    """Whether this process is one of a group that torchrun started."""
+def started_by_torchrun() -> bool:
+    """Whether torchrun started this process as one of a group."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def launched():
-    """Whether this group was started by launch(), in a process that says what becomes of it."""
+def launched() -> bool:
+    """Whether launch() started this group; the process that called it waits for the group and reports its errors."""
     return ERROR in os.environ
 
 
-def given_up():
-    """Whether a process of this group made a mistake that starting again would not mend."""
+def given_up() -> bool:
+    """Whether a process of this group raised a CcdError, so that starting the group again is pointless."""
     return os.path.exists(os.environ.get(ERROR, ""))
 
 
-def size():
-    """How many processes train together; 1 outside of a group."""
+def size() -> int:
+    """The number of processes that train together; 1 outside of a group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def rank():
-    """Which of them this is; the first, 0, prints and writes."""
+def rank() -> int:
+    """The number of this process in its group, from 0. Only process 0 prints and writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @contextmanager
-def joined():
-    """Take part in the group that torchrun started."""
+def joined() -> Iterator[None]:
+    """Context in which this process is part of the group that torchrun started."""
     backend = "gloo"
     if best_device().type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend = "cpu:gloo,cuda:nccl"  # a run may ask for the CPU
-    # The first process may wait for hours for another one that trains the same run.
+        backend = "cpu:gloo,cuda:nccl"  # a run may ask for the CPU on a machine with GPUs
+    # The first process may wait for hours while a process outside of the group trains the same run.
     dist.init_process_group(backend, timeout=timedelta(days=7))
     try:
         yield
@@ -73,12 +73,14 @@ def joined():
         if not launched():
             raise
         write_whole(os.environ[ERROR], str(error))
-        sys.exit(1)  # the others may wait for this one: torchrun ends them, starts all again, and they see that it was given up
+        sys.exit(
+            1
+        )  # torchrun then ends the others, which may wait for this one, and starts all again; given_up() ends them at once
     dist.destroy_process_group()
 
 
-def from_first(make):
-    """What `make()` gives in the first process, in all of them; its CcdError, too."""
+def from_first(make: Callable[[], Any]) -> Any:
+    """Call `make()` in the first process only; all processes get what it returns, or raise its CcdError."""
     if size() == 1:
         return make()
     made = [None]
@@ -93,22 +95,22 @@ def from_first(make):
     return made[0]
 
 
-def total(tensor):
-    """The sum of a tensor over all processes."""
+def total(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes; outside of a group the tensor itself."""
     if size() > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
     return tensor
 
 
-def wait():
-    """Until all processes are here."""
+def wait() -> None:
+    """Wait until all processes of the group have called this."""
     if size() > 1:
         dist.barrier()
 
 
 class _Total(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs."""
+    """total() with a gradient, which is the sum of the gradients of all processes."""
 
     @staticmethod
     def forward(ctx, tensor):
@@ -120,13 +122,13 @@ class _Total(torch.autograd.Function):
 
 
 class JointNorm(nn.BatchNorm2d):
-    """Batch norm over the inputs of all processes; torch's SyncBatchNorm has no CPU version."""
+    """Batch norm over the inputs of all processes on a CPU, where torch's SyncBatchNorm does not work."""
 
-    def forward(self, x):
-        """x (B, C, h, w) -> the same, normalised by the statistics of all processes' inputs."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise this process's x (B, C, h, w) by the mean and variance over the inputs of all processes."""
         if not self.training:
             return super().forward(x)
-        # One exchange for all: sums in float64, in which the variance may be a difference.
+        # All sums are exchanged at once, in float64: the variance is a difference, in which float32 would lose digits.
         wide = x.double()
         count = wide.new_tensor([x.numel() / x.shape[1]])
         sums = _Total.apply(torch.cat([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), count]))
@@ -142,10 +144,10 @@ class JointNorm(nn.BatchNorm2d):
         return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
 
 
-def in_group(network, device):
-    """A network as the processes of a group train it together; the network itself in a group of one.
+def in_group(network: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap a network so that the processes of a group train it together; outside of a group, the network itself.
 
-    Its weights stay those of `network`, whose batch norms see all inputs from now on.
+    The wrapped network shares its weights with `network`, whose batch norms are changed to see the inputs of all processes.
     """
     if size() == 1:
         return network
@@ -158,16 +160,16 @@ def in_group(network, device):
     return DistributedDataParallel(network)
 
 
-def launch(configs, show, repair=False):
-    """Train runs, one after the other, with as many processes of this machine as they ask for, on GPUs as many as there are at
-    most, and come back when all are done.
+def launch(configs: Sequence[RunConfig], show: str, repair: bool = False) -> None:
+    """Train runs, one after the other, by one group of processes on this machine, and return when all are finished.
 
-    A process that is lost ends the group, which then starts again from the last epoch that was kept, a few times. Errors:
-    CcdError as fit() raises it, and when processes are lost again and again.
+    The group has as many processes as the runs ask for, but on GPUs not more than there are GPUs. If a process is lost, the
+    whole group starts again from the last saved epoch, up to three times. show, repair: see fit(). Errors: CcdError as fit()
+    raises it, and if processes are lost after the last restart.
     """
     processes, gpus = max(config.processes for config in configs), torch.cuda.device_count()
     device = best_device().type if configs[0].device == "auto" else configs[0].device
-    if device == "cuda" and processes > gpus:  # how many there are changes no result
+    if device == "cuda" and processes > gpus:  # fewer processes give the same result
         print(f"{processes} processes were asked for, and {gpus} GPUs are here: one each", file=sys.stderr)
         processes = gpus
     with tempfile.TemporaryDirectory(prefix="ccdlib-") as folder:
@@ -184,7 +186,7 @@ def launch(configs, show, repair=False):
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
             *("--max-restarts", str(RESTARTS), "-m", "ccdlib", "fit", str(asked)),
-            *("--show", {"bar": "epochs", "run": "none"}.get(show, show)),  # fit() itself says what a run came to
+            *("--show", {"bar": "epochs", "run": "none"}.get(show, show)),  # "run": fit() prints the results after this
             *(["--repair"] if repair else []),
         ]
         with (

@@ -1,4 +1,4 @@
-"""What a run is: the identity that names it, the protocol of its arithmetic, and where it comes from."""
+"""The identity that names a run, the protocol of its arithmetic, and the provenance of its result."""
 
 import hashlib
 import platform
@@ -19,29 +19,26 @@ from ccdlib.data import bundled
 from ccdlib.models import MODELS
 from ccdlib.training.config import Checkpoint, RunConfig
 
-# Raised by hand when the training arithmetic changes, so that results of the old one are not taken for the new one's.
-# tests/test_train.py holds golden numbers of a short training and fails when somebody forgets.
+# Increased by hand when the arithmetic of a training changes, so that stored results of the old arithmetic are not taken for
+# results of the new one. tests/test_train.py compares a short training with stored numbers and fails when this is forgotten.
 PROTOCOL = 2
-
-
-# What changed in which protocol, where that is not the first: runs with such a thing, and no others, are trained again.
+# The protocol in which the arithmetic of a row last changed, if that was not the first: only runs with such a row are trained
+# again. (The key "recipe" marks rows whose settings changed.)
 CHANGED_IN = {
     "model": dict.fromkeys(("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "vgg13"), 2)  # initial weights
     | dict.fromkeys(("mobilenet_v2", "shufflenet_v1", "shufflenet_v2"), 2),  # and the activations of two of them
     "method": dict.fromkeys(("at", "kd_std", "sskd"), 2),
     "views": {"trivialaugment": 2},  # shears at levels 3 and 6
     "recipe": dict.fromkeys(("small", "imagenet_small"), 2),
-    "answers": dict.fromkeys(("mobilenet_v2", "shufflenet_v1"), 2),  # what a network says with weights from a file
+    "answers": dict.fromkeys(("mobilenet_v2", "shufflenet_v1"), 2),  # the logits of a network with weights from a file
 }
-
-
-# The rooms whose code can change a result; a hash of it is kept with every run.
+# The rooms whose code can change a result; a hash of this code is kept with every run.
 SHAPING = ("base/streams.py", "data", "views", "models", "methods", "training")
 
 
 @lru_cache(maxsize=1)
 def source_hash() -> str:
-    """A hash of the kit's code that can change a result; a reader's own is in a run's identity."""
+    """Sixteen hexadecimal digits that change with the kit's code in SHAPING; a reader's own code is part of the identity."""
     digest, package = hashlib.sha256(), Path(__file__).parent.parent
     files = [file for room in SHAPING for file in sorted((package / room).rglob("*.py")) or [package / room]]
     for file in files:
@@ -51,7 +48,7 @@ def source_hash() -> str:
 
 @lru_cache(maxsize=1)
 def git_state() -> tuple[str, bool | None]:
-    """(commit, whether code, notebooks or parameters differ from it) of this checkout; ("unknown", None) outside of git."""
+    """The commit of this checkout, and whether code, notebooks or parameters differ from it; ("unknown", None) without git."""
     ask = ("git", "-C", str(paths.ROOT))
     try:
         commit = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
@@ -63,7 +60,7 @@ def git_state() -> tuple[str, bool | None]:
 
 
 def provenance(device: torch.device) -> dict:
-    """Where a result comes from: code, versions, machine, date. Strings, whole numbers and booleans only."""
+    """The code, library versions, machine and date of a result, as strings, whole numbers and booleans."""
     commit, dirty = git_state()
     return {
         "git_commit": commit,
@@ -80,13 +77,14 @@ def provenance(device: torch.device) -> dict:
 
 
 def identity(config: RunConfig, data_facts: Callable[[RunConfig], dict], precision: str) -> dict:
-    """Everything that shaped a run, as a plain dict: its configuration, its data by content, its teacher by identity, and the
-    source of what a reader's own code added to it.
+    """Everything that shapes a run, as a dict whose hash names the run's folder.
 
-    data_facts: a function from a configuration to its data's facts. precision: "float32" (CPU) or "bfloat16" (CUDA autocast).
+    It holds the configuration, the checksums of the data, the identity of the teacher, and the source of rows that a reader
+    added. data_facts: a function from a configuration to the facts of its data. precision: "float32" (CPU) or "bfloat16" (CUDA
+    autocast). Errors: CcdError for a teacher file that is not there.
     """
     unused = {*_BY_CONTENT} | {name for name in _WHERE_SET if getattr(config, name) == RunConfig.model_fields[name].default}
-    unused |= {"subset_seed"} if config.n_train is None else set()  # it shapes nothing when there is no subset
+    unused |= {"subset_seed"} if config.n_train is None else set()  # without a subset, its seed shapes nothing
     unused |= {"draws"} if config.draws_seed == config.seed else set()
     facts = config.model_dump(mode="json", exclude=unused) | {"precision": precision} | config.rule.facts()
     if isinstance(config.teacher, Checkpoint):
@@ -113,12 +111,12 @@ def _identity_of_file(teacher):
 
 
 def protocol_of(config: RunConfig) -> int:
-    """The protocol in which the arithmetic of such a run last changed, its teacher apart."""
+    """The protocol in which the arithmetic of such a run last changed; that of its teacher is in the teacher's identity."""
     return max(CHANGED_IN[kind].get(getattr(config, kind), 1) for kind in ("model", "method", "views"))
 
 
 def existing(file: str) -> Path:
-    """The path of a teacher checkpoint, of a bundled one, too; CcdError when it is not there."""
+    """The path of a teacher's file, also of a bundled one ("ccdlib:NAME"). Errors: CcdError when it is not there."""
     if file.startswith(bundled.PREFIX):
         return bundled.teacher(file)
     path = Path(file).expanduser()

@@ -1,9 +1,10 @@
-"""The loop: views, teacher, student, loss, backward, step, for a cohort of runs that see the same views and have the same teacher.
+"""The training loop (views, teacher, student, loss, backward pass, step) of a cohort: runs with the same views and teacher.
 
-One run is a cohort of one. Passes, processes and books are kept beside it: here in Trainee and Log, and in cohort.py.
+One run is a cohort of one. train_step() is the loop itself; the details of passes, processes and records are in Trainee and Log
+below it, and in cohort.py.
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -21,11 +22,11 @@ from ccdlib.views import Batch, epoch_views
 
 
 class Diverged(CcdError):
-    """The loss is no longer a finite number."""
+    """The loss or the weights of a run are no longer finite numbers."""
 
 
 def train_epoch(trainees: list["Trainee"], epoch: int) -> list[dict | Diverged]:
-    """Train one epoch (from 0) of a cohort; for each Trainee its row of the curves, or the Diverged that ends it."""
+    """Train a cohort for one epoch, counted from 0: for each Trainee its row of the curves, or the Diverged that ends it."""
     if not trainees:
         return []
     for trainee in trainees:
@@ -37,9 +38,9 @@ def train_epoch(trainees: list["Trainee"], epoch: int) -> list[dict | Diverged]:
 
 
 def train_step(trainees: list["Trainee"], batch: Batch, logs: list["Log"]) -> None:
-    """A step, or a pass of one, of every Trainee of a cohort on one Batch, without waiting for a GPU."""
+    """Take a step, or one of its passes, with every Trainee of a cohort on one Batch, without waiting for a GPU."""
     batch = trainees[0].picked(batch)
-    answered = {}  # {whether a method turns the inputs: (inputs, the teacher's Output)}, once for the whole cohort
+    answered = {}  # {whether the method turns its inputs: (inputs, the teacher's Output)}, computed once for the cohort
     for trainee, log in zip(trainees, logs, strict=True):
         turned = trainee.method.rotates
         if turned not in answered:
@@ -62,10 +63,11 @@ def train_step(trainees: list["Trainee"], batch: Batch, logs: list["Log"]) -> No
 
 @dataclass(frozen=True)
 class Trainee:
-    """All that a training step needs: the student, its teacher, the method between them, the optimiser of what is trained.
+    """All that a training step of one run needs: the student, its teacher, the method, and the optimiser.
 
-    teacher: answers only, its batch norms folded into its convolutions. frozen: the network stays as it is and only the
-    method's heads are trained. shared: the network as the processes of a group train it together, elsewhere the network.
+    network: the student. teacher: a network that is not trained, its batch norms folded into its convolutions; None without a
+    teacher, and where `frozen`. frozen: the network is a trained teacher that stays as it is, and only the method's heads are
+    trained. shared: the network as group.in_group() wraps it for several processes; with one process the network itself.
     """
 
     config: RunConfig
@@ -79,43 +81,43 @@ class Trainee:
     shared: torch.nn.Module
 
     def begin(self, epoch: int) -> None:
-        """Make ready for the steps of an epoch."""
+        """Set training mode and the learning rate for an epoch, counted from 0."""
         self.network.train(not self.frozen)
         self.method.train()
         for part in self.optimiser.param_groups:
             part["lr"] = self.config.lr_at(epoch)
 
     def student(self, inputs: torch.Tensor) -> Output:
-        """The Output of the network that is trained, or whose heads are."""
+        """The Output of the student on inputs (B, C, H, W), with gradients unless it is frozen."""
         return self.answers(self.network, inputs) if self.frozen else self._forward(self.shared, inputs)
 
     def answers(self, network: torch.nn.Module, inputs: torch.Tensor) -> Output:
-        """The Output of a network that is not trained."""
+        """The Output of a network on inputs (B, C, H, W), without gradients."""
         with torch.no_grad():
             return self._forward(network, inputs)
 
     def _forward(self, network, inputs):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             output = network(inputs)
-        # Losses are computed in full precision, whatever autocast made of what they see.
+        # Losses are computed in float32, also where autocast computed the logits in bfloat16.
         return output._replace(logits=output.logits.float(), pooled=output.pooled.float())
 
     def softened(self, terms: dict, batch: Batch) -> dict:
-        """The terms of the loss as they count in the batch's epoch: during a warm-up all but the cross entropy count less."""
+        """The terms of the loss, all but the cross entropy "ce" scaled by the warm-up factor of the batch's epoch."""
         soft = self.config.soft_at(batch.step[0])
         return terms if soft == 1 else {name: term if name == "ce" else soft * term for name, term in terms.items()}
 
-    def exchanging(self, last: bool):
-        """The context of a backward pass: the processes of a group exchange gradients after the last pass of a step."""
+    def exchanging(self, last: bool) -> AbstractContextManager:
+        """The context of a backward pass: the processes of a group exchange gradients only in the last pass of a step."""
         return nullcontext() if last or group.size() == 1 else self.shared.no_sync()
 
     def clip(self) -> None:
-        """Cut the gradient to the norm that the configuration asks for."""
+        """Scale the gradient down to the norm `clip` of the configuration, where it has one and the gradient is larger."""
         if self.config.clip:
             torch.nn.utils.clip_grad_norm_(trained_by(self.optimiser), self.config.clip)
 
     def picked(self, batch: Batch) -> Batch:
-        """The batch, with as many twins as are kept of the candidates: those of which the teacher is least certain."""
+        """The batch with only those of its candidate twins of which the teacher is least certain: one in `rule.candidates`."""
         candidates = self.config.rule.candidates
         if candidates == 1:
             return batch
@@ -129,15 +131,18 @@ class Trainee:
 
 @dataclass
 class Log:
-    """What the steps of an epoch gave, on the device; looked at once an epoch, so that a GPU never waits for it."""
+    """The losses and correct answers of an epoch. They stay on the device until its end, so that a GPU need not wait.
 
-    names: tuple = ()
-    history: list = field(default_factory=list)
-    correct: int = 0
+    names: of the terms of the loss. history: a tensor (terms,) for each step or pass. correct, seen: numbers of views.
+    """
+
+    names: tuple[str, ...] = ()
+    history: list[torch.Tensor] = field(default_factory=list)
+    correct: int | torch.Tensor = 0
     seen: int = 0
 
     def add(self, terms: dict, output: Output, batch: Batch) -> None:
-        """Keep the terms of a step, or of a pass of one, and how many of the answers were right."""
+        """Add the terms of the loss of a step or pass, and the number of views that the student classified correctly."""
         self.names = tuple(terms)
         values = torch.stack([term.detach() for term in terms.values()])
         self.history.append(values if batch.weight == 1 else batch.weight * batch.of[1] * values)
@@ -146,7 +151,7 @@ class Log:
         self.seen += len(labels)
 
     def row(self, trainee: Trainee, epoch: int) -> dict | Diverged:
-        """The row of the curves, or the Diverged; what was saved before this epoch is still on disk."""
+        """The epoch's row of the curves, with the mean of every term, or Diverged if a term or a weight is not finite."""
         config, history = trainee.config, group.total(torch.stack(self.history)) / group.size()  # (steps, terms)
         counts = torch.stack([torch.as_tensor(self.correct), torch.tensor(self.seen, device=history.device)])
         correct, seen = group.total(counts).tolist()
@@ -165,7 +170,7 @@ class Log:
 
 
 def prepare(configs: list[RunConfig], data: Dataset, device: torch.device, taught_by: TaughtBy) -> list[Trainee]:
-    """The Trainees of a cohort on `device`, where `data` is; taught_by: their teacher, see teachers.teacher_for."""
+    """The Trainees of a cohort on `device`, with fresh weights. data: on the same device. taught_by: the cohort's teacher."""
     teacher, heads = taught_by
     answering = None
     if teacher is not None:
@@ -174,11 +179,11 @@ def prepare(configs: list[RunConfig], data: Dataset, device: torch.device, taugh
     for config in configs:
         network = build(config.model, data.classes, data.channels, config.seed)
         frozen = METHODS[config.method].freezes and teacher is not None
-        if frozen:  # the teacher is the network whose heads are trained
+        if frozen:  # the network is a copy of the teacher, for which heads are trained
             network.load_state_dict(teacher.state_dict())
             network.requires_grad_(False)
         network.to(memory_format=torch.channels_last)
-        # Heads are made and drawn on the CPU, like the networks: equal weights on every device.
+        # Heads get their random weights on the CPU, like the networks, so that they are equal on every device.
         method = method_of(config, data, network, None if frozen else teacher, heads)
         network, method = network.to(device), method.to(device)
         parameters = [p for part in (network, method) for p in part.parameters() if p.requires_grad]

@@ -1,12 +1,12 @@
-"""Recipes: the settings of trainings, and the rules by which networks, methods and their heads get them. All others read them here."""
+"""Recipes: the settings of trainings, and the rules that assign them to networks, methods and heads."""
 
 from ccdlib.base.registry import Registry, unknown
 from ccdlib.methods.method import METHODS
 
-# Parts of recipes. On few small images, where no batch norm has settled yet, gradients are cut, and AT and FitNet have a
-# quarter and a tenth of the weights that were made for CIFAR: otherwise single students collapsed, or all stayed below the
-# student alone (chosen on seeds from 1000 up, which no result uses). Four rotations of an image are four inputs: SSKD and HSAKD
-# take half the images a step.
+# Parts of recipes. In the small recipes gradients are clipped, and AT and FitNet have a quarter and a tenth of the weights that
+# their papers use for CIFAR. Without this, on few small images, single students collapsed (AT and FitNet: all stayed below the
+# student alone). The values were chosen on seeds from 1000 up, which no result uses. SSKD and HSAKD make four inputs of each
+# view, so a step has half as many images.
 IMAGENET = {"milestones": (0.3, 0.6, 0.9), "accumulate": 2, "clip": 20.0, "nesterov": False}
 HSAKD = {"lr": 0.05, "weight_decay": 5e-4, "batch": 64}
 HSAKD_LIGHT = HSAKD | {"lr": 0.01}
@@ -17,10 +17,9 @@ PLAIN = {"nesterov": False}  # as SSKD's own code has it
 SMALL = {"lr": 0.05, "weight_decay": 5e-4, "batch": 25, "epochs": 30, "clip": 10.0}
 CIFAR10 = {"milestones": (91 / 182, 136 / 182), "statistics": "cifar100"}
 
-
-# Families of settings: FAMILY for students, FAMILY_teacher for their teachers, FAMILY_METHOD where a method has settings of its
-# own; networks of LIGHT take FAMILY..._light where there is one (recipe_of). "paper", "imagenet", "cifar10" are the authors',
-# "hsakd" is the one that all networks and methods of HSAKD's table were trained by, the small ones take minutes on a CPU.
+# The recipes of a family: FAMILY for students, FAMILY_teacher for their teachers, and FAMILY_METHOD for a method that has
+# settings of its own. Networks in LIGHT take FAMILY..._light where there is one (recipe_of). "paper", "imagenet" and "cifar10"
+# are the authors' recipes, "hsakd" is the one of HSAKD's table, and the small ones take minutes on a CPU.
 RECIPES = Registry("recipe")
 RECIPES |= {
     "small": SMALL,
@@ -44,25 +43,21 @@ RECIPES |= {
     "hsakd_teacher": HSAKD | {"epochs": 240},
     "hsakd_sskd_teacher": HSAKD | SSKD_HEADS | {"epochs": 60},
     "hsakd_hsakd_teacher": HSAKD | HSAKD_HEADS | {"epochs": 100},
-    # 768 images are 1,536 inputs, over two accumulation steps; and the same in the small.
+    # With two views 768 images are 1,536 inputs, which the authors split into two passes.
     "imagenet": IMAGENET | {"lr": 0.1, "weight_decay": 1e-4, "batch": 768, "epochs": 200},
     "imagenet_teacher": IMAGENET | {"lr": 0.1, "weight_decay": 1e-4, "batch": 768, "epochs": 200},
     "imagenet_small": IMAGENET | {"lr": 0.05, "weight_decay": 5e-4, "batch": 24, "epochs": 4},
     "imagenet_small_teacher": PLAIN | {"lr": 0.05, "weight_decay": 5e-4, "batch": 24, "epochs": 6},
-    # The authors' script normalises by the statistics of CIFAR-100. That its teacher is trained likewise is our assumption.
+    # The authors' script normalises by the statistics of CIFAR-100. We assume that its teacher was trained in the same way.
     "cifar10": CIFAR10 | {"lr": 0.1, "weight_decay": 1e-4, "batch": 64, "epochs": 182},
     "cifar10_teacher": CIFAR10 | {"lr": 0.1, "weight_decay": 1e-4, "batch": 64, "epochs": 182},
 }
-
-
 # HSAKD's table has one recipe for all methods.
 RECIPES |= {f"hsakd_{method}{size}": RECIPES[f"hsakd{size}"] for method in ("sskd", "hsakd") for size in ("", "_light")}
-LIGHT = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")  # networks whose own learning rate is lower
-
-# The epochs of the heads of a frozen teacher, as a part of the teacher's own: 60 and 100 of 240.
+LIGHT = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")  # networks with a lower learning rate
+# The epochs in which the heads of a frozen teacher are trained, as a fraction of the teacher's own epochs.
 HEAD_EPOCHS = {"sskd_teacher": 60 / 240, "hsakd_teacher": 100 / 240}
-
-# The compared methods as tables name them, in their order.
+# The names and the order of the compared methods in tables.
 NAMES = {
     "kd": "KD",
     "fitnet": "FitNet",
@@ -80,21 +75,21 @@ NAMES = {
 
 def comparable() -> dict[str, str]:
     """{method: its name in tables} of all methods that can be compared, a reader's own among them."""
-    own = {name: name for name, method in METHODS.items() if name in METHODS.added and method.teacher != "none"}
-    return NAMES | {name: name for name in own if not METHODS[name].freezes}
+    own = [name for name in METHODS.added if METHODS[name].teacher != "none" and not METHODS[name].freezes]
+    return NAMES | {name: name for name in own}
 
 
 def families() -> list[str]:
-    """The families of RECIPES: those that have one for students and one for teachers."""
+    """The names of all families of RECIPES: each has a recipe for students and one for teachers."""
     stages = tuple(f"_{method}" for method in METHODS)
     return [name for name in RECIPES if f"{name}_teacher" in RECIPES and not name.endswith(stages)]
 
 
 def recipe_of(family: str, model: str, method: str = "") -> dict:
-    """The settings with which a `family` of RECIPES trains a student `model` by a method that has settings of its own there.
+    """The recipe of a `family` for a network: values of fields of RunConfig.
 
-    method: such a method, or "teacher"; "": the settings of all others. Errors: CcdError for a family that there is not, or
-    that has none for that method.
+    method: "teacher", or a method with a recipe of its own in the family; "": the recipe of all other students. model: networks
+    in LIGHT have recipes of their own in some families. Errors: CcdError for an unknown family, or a method without a recipe.
     """
     if family not in families():
         raise unknown("recipe", family, families())
@@ -103,13 +98,13 @@ def recipe_of(family: str, model: str, method: str = "") -> dict:
 
 
 def own_recipe(family: str, model: str, method: str) -> dict:
-    """The settings, but for the epochs, that `method` has of its own in a family; {} where it is trained as all others are."""
+    """The recipe that a family has for `method` alone, without the epochs; {} for a method that is trained like all others."""
     if not METHODS[method].rotates and f"{family}_{method}" not in RECIPES:
         return {}
     return {key: value for key, value in recipe_of(family, model, method).items() if key != "epochs"}
 
 
 def head_recipe(family: str, stage: str, epochs: int) -> dict:
-    """The settings of the training of a frozen teacher's heads by the method `stage`; epochs: the teacher's own."""
+    """The recipe by which the method `stage` trains the heads of a frozen teacher that was itself trained for `epochs`."""
     epochs = max(1, round(HEAD_EPOCHS[stage] * epochs))
     return RECIPES[f"{family}_{stage}"] | {"epochs": epochs, "eval_every": epochs}

@@ -1,4 +1,4 @@
-"""Who trains what: every run once, in cohorts, teachers before their students. Notebooks and batches use the same schedule."""
+"""The schedule of many runs, for notebooks and batches: each run once, in cohorts, teachers before their students."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from ccdlib.training.store import Folder
 
 
 def grouped(things: Iterable, key: Callable) -> list[list]:
-    """Lists of those of `things` that have the same key, in the order of their first."""
+    """The `things` in lists of equal key(thing), in the order of the first of each list."""
     groups = {}
     for thing in things:
         groups.setdefault(key(thing), []).append(thing)
@@ -29,20 +29,24 @@ def grouped(things: Iterable, key: Callable) -> list[list]:
 
 
 def cohorts_of(configs: Iterable[RunConfig]) -> list[list[RunConfig]]:
-    """The RunConfigs in lists of those that are trained together."""
+    """The configurations in lists of those that are trained together, because they have the same RunConfig.cohort."""
     return grouped(configs, lambda config: config.cohort)
 
 
 def digest_of(facts: object) -> str:
-    """Twelve hexadecimal digits of facts that JSON can hold."""
+    """The first twelve hexadecimal digits of the SHA-256 of `facts` written as JSON."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Schedule:
-    """The cohorts of some runs and of their teachers, each run once.
+    """The cohorts of some runs, given as their Folders, those of teachers before those of their students.
 
-    cohorts: {key: [Folder]}, teachers first; a key is a method and a hash of the cohort's runs. cohort_of: {name of a run: key}.
+    cohorts: {key: the Folders of the cohort}; a key is the method and a hash of the names of the runs. cohort_of: {name of a
+    run: key of its cohort}.
     """
+
+    cohorts: dict[str, list[Folder]]
+    cohort_of: dict[str, str]
 
     def __init__(self, folders: Iterable[Folder]):
         every = {folder.path.name: folder for folder in folders}
@@ -51,19 +55,19 @@ class Schedule:
         self.cohort_of = {folder.path.name: key for key, members in self.cohorts.items() for folder in members}
 
     def missing(self, folders: Iterable[Folder] | None = None) -> list[str]:
-        """The keys of the cohorts to which an unfinished run belongs, of all runs or of those in `folders`."""
+        """The keys of the cohorts that hold an unfinished run of `folders` (None: of all runs)."""
         every = (folder for members in self.cohorts.values() for folder in members)
         wanted = {self.cohort_of[folder.path.name] for folder in unfinished(every if folders is None else folders)}
         return [key for key in self.cohorts if key in wanted]
 
     def needs(self, key: str) -> list[str]:
-        """The keys of the cohorts that are still to be trained before this one: those of its teachers."""
+        """The keys of the unfinished cohorts of its teachers, which have to be trained before this cohort."""
         teachers = [folder.config.teacher for folder in self.cohorts[key]]
         return self.missing([folder_of(teacher) for teacher in teachers if isinstance(teacher, RunConfig)])
 
 
 def folders_of(configs: Iterable[RunConfig]) -> list[Folder]:
-    """The Folders of runs, each after those of its teachers, each once."""
+    """The Folder of every configuration and of its teachers, each once, teachers before their students."""
     found = {}
     for config in configs:
         for needed in with_teachers(config):
@@ -83,24 +87,23 @@ def _key(folders):
 
 @contextmanager
 def side_by_side(schedule: Schedule) -> Iterator[Callable[[Sequence[RunConfig]], None]]:
-    """A function that comes back when all of a list of configurations are trained, those that the schedule lacks in worker
-    processes where there are several jobs.
+    """Context whose value is a function that trains what the schedule lacks of a list of configurations, and then returns.
 
-    Workers take the cohorts in their order, whichever are asked for first, and end with the context, whatever ends it.
+    With several jobs ($CCD_JOBS, or the number of cores) worker processes train all missing cohorts, in the order of the
+    schedule, and the function waits for those of its list. With one job the function trains these itself. Runs that need
+    several processes are trained by one group of processes. The workers end with the context.
     """
     missing = [[folder.config for folder in unfinished(schedule.cohorts[key])] for key in schedule.missing()]
     pool, together = None, [config for cohort in missing for config in cohort]
-    if any(config.processes > 1 for config in together):  # one group of processes for all: they take seconds to start
+    if any(config.processes > 1 for config in together):  # one group for all runs, because a group takes seconds to start
         once = cache(lambda: group.launch(together, "none"))
         begun = [(together, once)]
     elif jobs() == 1 or not missing:
         begun = [(cohort, lambda cohort=cohort: _fit(cohort)) for cohort in missing]
     else:
         environment = {"OMP_NUM_THREADS": "1"} | extensions.environment()
-        pool, rows = (
-            ProcessPoolExecutor(jobs(), timeout=60, env=environment, initializer=_end_with_parent),
-            extensions.carried(),
-        )
+        pool = ProcessPoolExecutor(jobs(), timeout=60, env=environment, initializer=_end_with_parent)
+        rows = extensions.carried()
         begun = [(cohort, pool.submit(_fit_in_worker, cohort, rows).result) for cohort in _spread(missing, jobs())]
 
     def trained(configs):
@@ -116,7 +119,7 @@ def side_by_side(schedule: Schedule) -> Iterator[Callable[[Sequence[RunConfig]],
 
 
 def _end_with_parent():
-    """In a worker: end when the process that started it was killed, which otherwise nobody tells a worker that trains."""
+    """In a worker: end when the process that started it is killed; without this a worker would go on training alone."""
     parent = os.getppid()
 
     def watch():
@@ -128,7 +131,7 @@ def _end_with_parent():
 
 
 def _spread(cohorts, n):
-    """The same runs in at least n cohorts, where there are as many: the largest is halved, so that no core is idle."""
+    """The same runs in at least n cohorts, if there are n runs: the largest are halved, so that no core is idle."""
     cohorts = list(cohorts)
     while len(cohorts) < n and max(map(len, cohorts)) > 1:
         largest = cohorts.pop(max(range(len(cohorts)), key=lambda k: len(cohorts[k])))
@@ -141,8 +144,7 @@ def _fit(cohort):
 
 
 def _fit_in_worker(cohort, rows):
-    """Train a cohort in a worker, which is sent the rows that it could not import. What it prints while it waits for a teacher
-    that another worker trains is not shown."""
+    """Train a cohort in a worker, with the rows that it cannot import, and hide what it prints while it waits for others."""
     extensions.receive(rows)
     with redirect_stdout(None):
         _fit(cohort)

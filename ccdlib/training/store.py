@@ -1,15 +1,15 @@
-"""The run store: one folder a trained network, outputs/runs/<method>-<hash>/.
+"""The run store: a folder outputs/runs/<method>-<hash>/ for each run.
 
-    config.json          what was asked for, and what the data and the teacher were
-    curves.csv           one row an epoch
+    config.json          the configuration and the identity, with the checksums of the data and the identity of the teacher
+    curves.csv           a row for each epoch
     weights.safetensors  the network after the last epoch
-    heads.safetensors    of a teacher whose method trains heads that students need
-    resume.pt            while unfinished: weights, the method's heads and memory, momentum and curves of the last saved epoch,
-                         after a checksum of all this
-    metrics.json         written last, the mark of a finished run: accuracies, provenance, and a checksum of every file
+    heads.safetensors    the heads of a teacher, for a method that trains heads which students need
+    resume.pt            of an unfinished run: its weights, the method's heads and memory, momentum and curves after the last
+                         saved epoch, preceded by a checksum
+    metrics.json         accuracies, provenance, and a checksum of every file; written last, it marks a finished run
 
-Files appear whole or not at all, and are read only where their checksums agree. A finished run is found again, an unfinished
-one goes on from the last epoch it saved, and a damaged one is named and left alone until the caller asks for a repair.
+A file is written whole or not at all, and is used only if its checksum is right. A finished run is found again, an unfinished
+run goes on from its last saved epoch, and a damaged run raises DamagedRun until the caller asks for a repair.
 """
 
 import csv
@@ -18,33 +18,42 @@ import io
 import json
 import os
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from filelock import Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
+from torch import nn
 
 from ccdlib.base import paths
 from ccdlib.base.files import file_lock, sha256, write_whole
 from ccdlib.base.registry import CcdError
+from ccdlib.methods import Method
+from ccdlib.models import Backbone
+from ccdlib.training.config import RunConfig
 
 
 class DamagedRun(CcdError):
-    """A file of the run store that is not what was written."""
+    """A file of the run store is missing, or its content is not what was written."""
 
 
-def save_weights(path, network, model):
+def save_weights(path: Path, network: nn.Module, model: str) -> None:
     """Write a network's state as safetensors, with the name of its `model` in the header.
 
-    Only that: safetensors writes several header entries in a random order, and equal weights should be equal files.
+    The header has no other entry: safetensors writes several in a random order, and equal weights shall give equal files.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     write_whole(path, safetensors.save(state, metadata={"model": model}))
 
 
-def load_weights(path, network, model):
-    """Fill `network` (a backbone `model`) from a safetensors file; CcdError where the file is damaged or another's."""
+def load_weights(path: Path, network: nn.Module, model: str) -> nn.Module:
+    """Load the state of `network`, or of the heads of such a network, from a safetensors file and return `network`.
+
+    model: the name of the backbone. Errors: CcdError if the file is damaged, or belongs to another network.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
@@ -66,8 +75,8 @@ def load_weights(path, network, model):
     return network
 
 
-def check_finite(state, path):
-    """Raise CcdError where the tensors {name: tensor} of a file are not all finite numbers."""
+def check_finite(state: Mapping[str, torch.Tensor], path: Path | str) -> None:
+    """Raise CcdError if one of the tensors {name: tensor} of the file `path` holds a number that is not finite."""
     broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if broken:
         raise CcdError(
@@ -77,23 +86,33 @@ def check_finite(state, path):
 
 
 class Folder:
-    """The folder of one run."""
+    """The folder of a run, whether it exists or not.
 
-    def __init__(self, config, facts):
+    config: the run's configuration. facts: its identity, see identity.identity(). path: the folder, named by the hash of this.
+    """
+
+    config: RunConfig
+    facts: dict
+    path: Path
+
+    def __init__(self, config: RunConfig, facts: dict):
         self.config, self.facts = config, facts
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         self.path = paths.outputs() / "runs" / f"{config.method}-{digest[:12]}"
 
-    def file(self, name):
-        """The path of one of its files."""
+    def file(self, name: str) -> Path:
+        """The path of one of the run's files."""
         return self.path / name
 
     @contextmanager
-    def lock(self, say=print):
-        """Hold the run: a second process that asks for it waits here, and finds it finished. Freed when a process dies."""
+    def lock(self, say: Callable[[str], object] = print) -> Iterator[None]:
+        """Context in which no other process trains the run; one that wants to waits here, after telling so by `say`.
+
+        The lock ends with the process. Errors: CcdError for a folder that cannot be written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = file_lock(self.path.with_name(f".{self.path.name}.lock"))  # beside it: a damaged folder may be renamed
+            lock = file_lock(self.path.with_name(f".{self.path.name}.lock"))  # beside the folder, which may be renamed
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -104,26 +123,24 @@ class Folder:
                 f"{self.path} is not a folder that can be written ({error.strerror}); name another one in CCD_OUTPUTS"
             ) from error
         try:
-            for torn in self.path.glob(".*.part"):  # what a killed process was writing
+            for torn in self.path.glob(".*.part"):  # the unfinished files of a killed process
                 torn.unlink()
             yield
         finally:
             lock.release()
 
-    # -- a finished run
-
     @property
-    def finished(self):
-        """Whether the done-marker is there."""
+    def finished(self) -> bool:
+        """Whether the run is finished, so that metrics.json is there."""
         return self.file("metrics.json").exists()
 
     @property
-    def metrics(self):
-        """metrics.json as a dict."""
+    def metrics(self) -> dict:
+        """The content of metrics.json. Errors: DamagedRun."""
         return self._read("metrics.json", json.loads)
 
-    def curves(self):
-        """One dict an epoch, from curves.csv; an accuracy that was not measured is None."""
+    def curves(self) -> list[dict]:
+        """The rows of curves.csv, a dict for each epoch; accuracies that were not measured are None. Errors: DamagedRun."""
 
         def parse(text):
             rows = list(csv.DictReader(io.StringIO(text)))
@@ -131,8 +148,8 @@ class Folder:
 
         return self._read("curves.csv", parse)
 
-    def ready(self, repair=False):
-        """Whether the run is finished and whole. A damaged one raises DamagedRun or, under `repair`, is not ready."""
+    def ready(self, repair: bool = False) -> bool:
+        """Whether the run is finished and undamaged. Errors: DamagedRun, which with `repair` is False instead."""
         try:
             return self.finished and self.verify()
         except DamagedRun:
@@ -140,14 +157,14 @@ class Folder:
                 raise
             return False
 
-    def verify(self):
-        """True when all files of a finished run are what was written; DamagedRun otherwise."""
+    def verify(self) -> bool:
+        """Check the files of a finished run by their checksums and return True. Errors: DamagedRun."""
         recorded = self.metrics
         if not isinstance(recorded, dict) or not {"accuracy", "best_on_test", "seconds", "sha256"} <= recorded.keys():
             raise self._damaged("metrics.json", "it lacks what it should record")
         if not isinstance(recorded["sha256"], dict) or not {"weights.safetensors", "curves.csv"} <= recorded["sha256"].keys():
             raise self._damaged("metrics.json", "it lacks the checksums of the other files")
-        # Runs of protocol 1 recorded no checksum of metrics.json itself; their accuracies must be those of the curves, too.
+        # Runs of protocol 1 have no checksum of metrics.json itself; its accuracies are compared with the curves below.
         if recorded["sha256"].get("metrics.json", _digest_of(recorded)) != _digest_of(recorded):
             raise self._damaged("metrics.json", "its content is not what its checksum says")
         for name, digest in recorded["sha256"].items():
@@ -171,24 +188,27 @@ class Folder:
             "fit(config, repair=True) or `ccd run --repair`, which keeps the damaged folder under another name"
         )
 
-    def set_aside(self):
-        """Rename a damaged run's folder, so that it can be trained again and nothing is lost."""
+    def set_aside(self) -> Path:
+        """Rename the folder of a damaged run, so that the run can be trained again; returns the new path."""
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
         os.replace(self.path, aside)
         self.path.mkdir()
         return aside
 
-    # -- an unfinished run
-
-    def start(self):
-        """Write config.json, for people; the folder's name is the identity."""
+    def start(self) -> None:
+        """Write config.json, which only people read: the name of the folder stands for the identity."""
         asked = self.config.model_dump(mode="json")
         write_whole(self.file("config.json"), json.dumps({"asked": asked, "identity": self.facts}, indent=2) + "\n")
 
-    def save_state(self, epoch, network, method, optimiser, rows):
-        """Keep what the next epoch needs: tensors, strings and numbers only."""
+    def save_state(
+        self, epoch: int, network: Backbone, method: Method, optimiser: torch.optim.Optimizer, rows: list[dict]
+    ) -> None:
+        """Write resume.pt with all that the next epoch needs; epoch: how many are done; rows: their curves.
+
+        It holds tensors, strings and numbers only, so that loading it cannot run code.
+        """
         kept = (optimiser.state[p].get("momentum_buffer") for p in trained_by(optimiser))
-        momentum = [buffer for buffer in kept if buffer is not None]  # none at all without momentum
+        momentum = [buffer for buffer in kept if buffer is not None]  # empty without momentum
         state = {
             "epochs_done": epoch,
             "weights": network.state_dict(),
@@ -201,8 +221,11 @@ class Folder:
         content = buffer.getvalue()
         write_whole(self.file("resume.pt"), hashlib.sha256(content).digest() + content)
 
-    def load_state(self, network, method, optimiser):
-        """(epochs done, curve rows), after putting the kept weights and momentum back; (0, []) for a fresh run."""
+    def load_state(self, network: Backbone, method: Method, optimiser: torch.optim.Optimizer) -> tuple[int, list[dict]]:
+        """Restore weights and momentum from resume.pt; returns the number of epochs done and their curves.
+
+        Without the file, nothing is changed and (0, []) is returned. Errors: DamagedRun.
+        """
         if not self.file("resume.pt").exists():
             return 0, []
         try:
@@ -215,14 +238,14 @@ class Folder:
             method.load_state_dict(state["method"])
             parameters = trained_by(optimiser) if self.config.momentum else ()
             for parameter, kept in zip(parameters, state["momentum"], strict=True):
-                # Laid out like its parameter, so that the update runs the same code as without the interruption.
+                # With the memory layout of its parameter, so that the update runs the same code as in an uninterrupted run.
                 optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(kept)
         except Exception as error:  # torch raises many kinds for a file that is not whole
             raise self._damaged("resume.pt", error if isinstance(error, ValueError) else type(error).__name__) from error
         return state["epochs_done"], rows
 
-    def finish(self, network, method, rows, metrics):
-        """Write curves, weights and, last, the done-marker; then drop the resume state."""
+    def finish(self, network: Backbone, method: Method, rows: list[dict], metrics: dict) -> None:
+        """Write curves, weights, heads and, last, metrics.json, which marks the run as finished; then delete resume.pt."""
         self.save_curves(rows)
         save_weights(self.file("weights.safetensors"), network, self.config.model)
         names = ["weights.safetensors", "curves.csv", "config.json"]
@@ -234,8 +257,8 @@ class Folder:
         write_whole(self.file("metrics.json"), json.dumps(metrics, indent=2) + "\n")
         self.file("resume.pt").unlink(missing_ok=True)
 
-    def save_curves(self, rows):
-        """Write curves.csv."""
+    def save_curves(self, rows: list[dict]) -> None:
+        """Write curves.csv from a dict for each epoch; there is at least one."""
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -244,13 +267,13 @@ class Folder:
 
 
 def _digest_of(metrics):
-    """A checksum of the content of metrics.json, its own apart."""
+    """A checksum of the content of metrics.json without this checksum itself."""
     others = {name: digest for name, digest in metrics["sha256"].items() if name != "metrics.json"}
     return hashlib.sha256(json.dumps(metrics | {"sha256": others}, sort_keys=True).encode()).hexdigest()
 
 
-def trained_by(optimiser):
-    """The parameters that an optimiser trains, in its order."""
+def trained_by(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """The parameters that an optimiser trains, in the optimiser's order."""
     return [parameter for group in optimiser.param_groups for parameter in group["params"]]
 
 

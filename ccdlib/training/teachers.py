@@ -1,4 +1,4 @@
-"""Teachers: networks and trained heads from files, what they reach, and what a method is built for."""
+"""Teachers: their networks and heads from files, their accuracy, and the methods that are built for them."""
 
 import copy
 from pathlib import Path
@@ -18,19 +18,25 @@ from ccdlib.training.store import check_finite, load_weights
 
 
 class TaughtBy(NamedTuple):
-    """The teacher of a run, in eval mode on the CPU, and the heads that its method trained; both may be None."""
+    """The teacher of a run, in eval mode on the CPU, and the heads that its method trained; None for what there is not."""
 
     network: Backbone | None = None
     heads: Method | None = None
 
 
 def method_of(config: RunConfig, data: Dataset, network: Backbone, teacher: Backbone | None, heads: Method | None) -> Method:
-    """The method of a configuration for its networks, its heads with fresh weights. Errors: CcdError where it cannot be."""
+    """The method of a configuration, built for its networks, with fresh weights in its heads.
+
+    heads: those of the teacher. Errors: CcdError if the method cannot be built for these networks, data or settings.
+    """
     return make(config.method, _given(data, network, teacher, heads, config.seed), config.settings)
 
 
 def heads_from(teacher: RunConfig | Checkpoint, file: Path, network: Backbone, data: Dataset) -> Method | None:
-    """The method of `teacher` with its heads from a file, frozen; None for a method that keeps none."""
+    """The method that trained `teacher`, with its heads from a file, frozen; None for a method that stores no heads.
+
+    network: the teacher's. data: its training data. Errors: CcdError for a file that is damaged, or of another network.
+    """
     if not METHODS[teacher.method].keeps:
         return None
     heads = make(teacher.method, _given(data, network), getattr(teacher, "settings", None))
@@ -42,7 +48,10 @@ def _given(data, student, teacher=None, heads=None, seed=0):
 
 
 def from_checkpoint(teacher: Checkpoint, classes: int, channels: int) -> Backbone:
-    """The network of a Checkpoint, in eval mode on the CPU. Errors: CcdError for a file that is not there or another's."""
+    """The network of a Checkpoint, in eval mode on the CPU.
+
+    Errors: CcdError for a file that is not there or damaged, or holds the weights of another network.
+    """
     network = build(teacher.model, classes=classes, channels=channels)
     named = teacher.file.startswith("torchvision:")
     if not (named or teacher.file.endswith(".pth")):
@@ -57,13 +66,13 @@ def from_checkpoint(teacher: Checkpoint, classes: int, channels: int) -> Backbon
 
 
 def checkpoint_taught(teacher: Checkpoint, data: Dataset) -> TaughtBy:
-    """The TaughtBy of a Checkpoint."""
+    """The network and the heads of a Checkpoint. Errors: CcdError as from_checkpoint() and heads_from()."""
     network = from_checkpoint(teacher, data.classes, data.channels)
     return TaughtBy(network, teacher.heads and heads_from(teacher, existing(teacher.heads), network, data))
 
 
 def check_checkpoint(teacher: Checkpoint, data: Dataset) -> None:
-    """Read a Checkpoint and its heads as the training will; of what is downloaded first only the name is looked at."""
+    """Check that a Checkpoint and its heads can be loaded; of weights to be downloaded, only the name. Errors: CcdError."""
     if teacher.file.startswith("torchvision:"):
         weights_named(teacher.model, teacher.file)
     else:
@@ -71,8 +80,11 @@ def check_checkpoint(teacher: Checkpoint, data: Dataset) -> None:
 
 
 def accuracy_of(teacher: Checkpoint, network: Backbone, data: Dataset, device: torch.device) -> float:
-    """Percent that the network of a Checkpoint reaches on the test set: measured, or what the card of a bundled one says, whose
-    weights and data are known by their checksums."""
+    """The accuracy of the network of a Checkpoint on the test set of `data`, in percent.
+
+    It is measured on `device`, except for a bundled teacher on the data of its card, which states the accuracy: there the
+    checksums of weights and data are known.
+    """
     card = bundled.card(teacher.file)
     if card and card["data_sha256"] == data.fingerprint:
         return card["accuracy"]
@@ -80,7 +92,10 @@ def accuracy_of(teacher: Checkpoint, network: Backbone, data: Dataset, device: t
 
 
 def check_accuracy(teacher: Checkpoint, reached: float, data: Dataset) -> None:
-    """Raise CcdError where a Checkpoint is not as good as it should be: other images, another order of classes, ..."""
+    """Raise CcdError if the accuracy `reached` is not the one that a Checkpoint states, both in percent.
+
+    Reasons can be other images, or the classes in another order.
+    """
     if teacher.accuracy is not None and abs(reached - teacher.accuracy) > 0.5:
         raise CcdError(
             f"the teacher {teacher.file} reaches {reached:.2f} % on the {len(data.test_labels)} test images of {data.name}, "
@@ -90,7 +105,7 @@ def check_accuracy(teacher: Checkpoint, reached: float, data: Dataset) -> None:
 
 
 def untrained(config: RunConfig, data: Dataset) -> TaughtBy:
-    """The TaughtBy that a configuration asks for, with untrained weights: as much work as the trained one."""
+    """The teacher of a configuration with untrained weights, to time a step: it does as much work as the trained one."""
     if config.teacher is None:
         return TaughtBy()
     network = build(config.teacher.model, data.classes, data.channels).eval()

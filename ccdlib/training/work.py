@@ -1,4 +1,4 @@
-"""The work of trainings, counted from the networks alone: parameters, bytes, multiply-adds."""
+"""The cost of trainings in parameters, bytes and multiply-adds, counted without data and without training anything."""
 
 from contextlib import contextmanager
 from functools import cache
@@ -13,14 +13,15 @@ from ccdlib.training.config import RunConfig
 
 
 def cost(config: RunConfig, sizes: Sizes, side: int = 32) -> dict:
-    """What training by `config` (a RunConfig) costs, from the networks alone: nothing is loaded, trained or run.
+    """The cost of a training, counted from the networks alone.
 
-    sizes: the Sizes of the data; side: of its images, in pixels. Returns a dict. Of teacher and student each, "trained" and
-    "stored": parameters that are trained (with all heads), and that are kept for the next stage (the student's heads are
-    not); "bytes": of what is stored, batch norm statistics with it. "test_macs": multiply-adds of one image through a student.
-    "inputs": network inputs of a step. "step_macs": forward multiply-adds of a step, networks and heads of both sides, the
-    number the literature gives; "training_macs": with backward passes, two forward passes' worth for what is trained.
-    Multiply-adds of the losses themselves are left out.
+    sizes: the Sizes of the data. side: the height and width of its images, in pixels. Returns a dict with, for both "student"
+    and "teacher", "... trained": the parameters that are trained, with all heads; "... stored": the parameters that are kept
+    for the next stage, which the student's heads are not, unless its method keeps them; "... bytes": the size of what is
+    stored, with the statistics of batch norms. "memory bank bytes": the size of CRD's memory. "test_macs": multiply-adds of one
+    image through the student. "inputs": network inputs in a step. "step_macs": multiply-adds of the forward passes of a step
+    through networks and heads of both sides, the number that the literature gives. "training_macs": these with the backward
+    passes, each as two forward passes of all that is trained. The multiply-adds of losses are not counted.
     """
     shape, kind = (sizes.channels, side, side), METHODS[config.method]
     student, made = _skeleton(config.model, sizes), config.teacher
@@ -54,13 +55,13 @@ def cost(config: RunConfig, sizes: Sizes, side: int = 32) -> dict:
 
 
 def model_size(name: str, classes: int, side: int) -> tuple[int, int]:
-    """(parameters, multiply-adds of one image) of the backbone `name` with so many classes, images of side x side RGB."""
+    """The parameters of the backbone `name`, and its multiply-adds for one RGB image of side x side pixels."""
     sizes = Sizes(classes, 3, classes)
     return _parameters(_skeleton(name, sizes)), _answer(name, sizes, (3, side, side))[1]
 
 
 def training_macs(config: RunConfig) -> float:
-    """Multiply-adds of a whole training, as cost() counts those of a step; test evaluations are left out."""
+    """Multiply-adds of a whole training, computed from those of a step in cost(), without evaluations on the test set."""
     sizes = sizes_of(config.data)
     n = config.n_train or sizes.images
     n = round(n * sizes.images) if isinstance(n, float) else n
@@ -86,7 +87,7 @@ def _inputs(config):
 
 
 def _few(sizes):
-    """Images enough to make a method for: CRD's memory of all of ImageNet need not be made to be measured."""
+    """The number of images for which a method is built here: CRD's memory would be too large for all of ImageNet."""
     return min(sizes.images, 40_000)
 
 
