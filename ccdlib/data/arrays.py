@@ -1,0 +1,175 @@
+"""Arrays of images: the bundled objects, digits, npz files, CIFAR-10/100 and image folders; loaders are (path, side) -> (arrays,
+class names)."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib.metadata import version
+from zipfile import BadZipFile
+
+import numpy as np
+
+from ccdlib.base import paths
+from ccdlib.base.files import write_whole
+from ccdlib.base.registry import CcdError
+from ccdlib.data import bundled
+from ccdlib.data.dataset import ARRAYS, SPLITS
+from ccdlib.data.folders import LEAST_SIDE, check_side, class_folders, read_rgb
+
+
+def digits(path=None, side=None):
+    """The arrays and class names of the digits; kept beside the downloads, because scikit-learn takes seconds to import."""
+    file = paths.downloads() / f"digits-{version('scikit-learn')}.npz"
+    try:
+        with open(file, "rb") as whole, np.load(whole, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in ARRAYS}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # not there, or not whole
+        arrays = _digits_of_sklearn()
+        kept = io.BytesIO()
+        np.savez(kept, **arrays)
+        with suppress(CcdError):  # a checkout that cannot be written does without
+            write_whole(file, kept.getvalue())
+    return arrays, tuple(str(d) for d in range(10))
+
+
+def _digits_of_sklearn():
+    from PIL import Image
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    # Grey levels 0..16 become 0..255, then 8 x 8 becomes 16 x 16: large enough for three stages and the policies.
+    scans = (digits.images * 255 / 16).round().astype(np.uint8)
+    enlarge = [np.array(Image.fromarray(scan).resize((16, 16), Image.Resampling.BICUBIC)) for scan in scans]
+    images, labels = np.stack(enlarge)[:, None], digits.target.astype(np.int64)
+    rows = train_test_split(np.arange(len(labels)), train_size=1000, stratify=labels, random_state=0)
+    arrays = {}
+    for split, chosen in zip(SPLITS, rows, strict=True):
+        arrays |= {f"{split}_images": images[np.sort(chosen)], f"{split}_labels": labels[np.sort(chosen)]}
+    return arrays
+
+
+def npz(path, side=None):
+    """The arrays of a .npz, with its class names where it has some. Errors: CcdError for what is no such archive."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            missing = [key for key in ARRAYS if key not in archive.files]
+            if missing:
+                raise CcdError(
+                    f"{path} lacks {', '.join(missing)}; it has {', '.join(archive.files) or 'nothing'}. "
+                    f"An npz data set needs the arrays {', '.join(ARRAYS)}"
+                )
+            arrays = {key: archive[key] for key in ARRAYS}
+            names = tuple(map(str, archive["label_names"])) if "label_names" in archive.files else None
+    except CcdError:
+        raise
+    except Exception as error:  # numpy raises many kinds for a file that is no (whole) archive
+        why = type(error).__name__ if "pickle" in str(error) else error  # numpy advises to run what such a file holds
+        raise CcdError(
+            f"{path} cannot be read as an npz archive of numbers ({why}); write it with numpy.savez, arrays of numbers only"
+        ) from error
+    return checked(readable(arrays, path), names, str(path))
+
+
+def readable(arrays, where):
+    """The four arrays with images as (N, C, H, W) and labels as int64 (N,). Errors: CcdError for other kinds of arrays."""
+    found = {}
+    for split in SPLITS:
+        found[f"{split}_images"] = _nchw(arrays[f"{split}_images"], f"{split}_images of {where}")
+        found[f"{split}_labels"] = _whole(arrays[f"{split}_labels"], f"{split}_labels of {where}")
+    return found
+
+
+def _nchw(images, where):
+    if images.dtype != np.uint8:
+        raise CcdError(f"{where} is {images.dtype}; images must be uint8 with values 0 to 255")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise CcdError(f"{where} has shape {images.shape}; allowed are (N, H, W) and (N, H, W, C) with C of 1 or 3")
+    return images.transpose(0, 3, 1, 2)
+
+
+def _whole(labels, where):
+    labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels  # MedMNIST writes (N, 1)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise CcdError(f"{where} is {labels.dtype} of shape {labels.shape}; labels must be whole numbers (N,)")
+    return labels.astype(np.int64)
+
+
+def checked(arrays, names, where):
+    """The arrays and the class names, when labels and images fit together; CcdError otherwise."""
+    for split in SPLITS:
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        if len(images) != len(labels) or not len(images):
+            raise CcdError(f"{where}: {len(images)} {split} images and {len(labels)} labels; needed is as many, above 0")
+    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
+        shapes = [arrays[f"{split}_images"].shape[1:] for split in SPLITS]
+        raise CcdError(f"{where}: train images (C, H, W) are {shapes[0]}, test images {shapes[1]}; they must agree")
+    if min(arrays["train_images"].shape[2:]) < LEAST_SIDE:
+        size = " x ".join(map(str, arrays["train_images"].shape[2:]))
+        raise CcdError(f"{where}: images are {size} pixels; allowed are {LEAST_SIDE} x {LEAST_SIDE} and larger")
+    train = arrays["train_labels"]
+    classes = len(names) if names else int(train.max()) + 1
+    for split in SPLITS:
+        low, high = arrays[f"{split}_labels"].min(), arrays[f"{split}_labels"].max()
+        if low < 0 or high >= classes:
+            raise CcdError(f"{where}: {split} labels go from {low} to {high}; allowed are 0 to {classes - 1}")
+    if classes > len(train):
+        raise CcdError(
+            f"{where}: {classes} classes for {len(train)} training images; number the classes 0, 1, 2 ... without gaps"
+        )
+    empty = np.flatnonzero(np.bincount(train, minlength=classes) == 0)
+    if len(empty) or classes < 2:
+        raise CcdError(
+            f"{where}: of {classes} classes, {len(empty)} have no training image ({', '.join(map(str, empty[:9]))}); "
+            "number the classes 0, 1, 2 ... without gaps, at least two"
+        )
+    return arrays, names or tuple(map(str, range(classes)))
+
+
+def cifar(name):
+    """A loader of torchvision's data set `name`, which is downloaded once."""
+
+    def load(path=None, side=None):
+        from ccdlib.base.vision import torchvision  # it takes seconds to import
+
+        root = paths.downloads()
+        try:
+            parts = [getattr(torchvision.datasets, name)(root, train=train, download=True) for train in (True, False)]
+        except (OSError, RuntimeError) as error:
+            raise CcdError(
+                f"{name} is not in {root} and could not be downloaded ({error}). Connect to the network once, put "
+                "torchvision's archive there (or name its folder in CCD_DATA), or use data 'digits' or 'npz:PATH'"
+            ) from error
+        arrays = {}
+        for split, part in zip(SPLITS, parts, strict=True):
+            arrays |= {f"{split}_images": part.data.transpose(0, 3, 1, 2), f"{split}_labels": np.array(part.targets)}
+        return checked(arrays, tuple(parts[0].classes), name)
+
+    return load
+
+
+def folder(path, side):
+    """The images of train/ and val/ in `path`, one folder a class, resized to side x side. Errors: CcdError."""
+    from PIL import Image
+
+    def read(sample):
+        return np.array(read_rgb(sample[0]).resize((side, side), Image.Resampling.BICUBIC))
+
+    check_side(side, path)
+    arrays, folders = {}, class_folders(path, "A folder data set")
+    for split, found in zip(SPLITS, folders, strict=True):
+        with ThreadPoolExecutor() as pool:
+            images = list(pool.map(read, found.samples))
+        arrays |= {
+            f"{split}_images": np.stack(images).transpose(0, 3, 1, 2),
+            f"{split}_labels": np.array(found.targets),
+        }
+    return checked(arrays, tuple(folders[0].classes), str(path))
+
+
+def objects(path=None, side=None):
+    """The bundled photographs of 20 things."""
+    arrays, names = bundled.photographs()
+    return checked(arrays, names, "objects")
