@@ -43,7 +43,7 @@ class Source:
 
 
 def _row(name: str, load: Callable | Source, **options) -> Source:
-    """The Source of a row: a loader with its options, or a reader's function, of nothing or of the side, that returns arrays."""
+    """The Source of a row: of a loader, or of a reader's function of nothing, or of the side, that returns arrays."""
     if isinstance(load, Source):
         return load
     asked = len(inspect.signature(load).parameters)
