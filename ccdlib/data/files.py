@@ -98,7 +98,7 @@ class Images(Dataset):
             broken = [error for error in shown if error]
         if broken:
             raise CcdError(f"{len(broken)} of {len(files)} files are no images that can be read. The first: {broken[0]}")
-        with suppress(CcdError):  # without the mark, on a full disk for example, they are checked again
+        with suppress(CcdError):  # without the mark (a full disk, for example) they are checked again
             write_whole(marks[whole], "")
 
     def _state(self, files):

@@ -23,8 +23,8 @@ class Mix(ViewRule):
     """Two images in one, and their labels mixed in the same shares. The share is drawn from Beta(1, 1), which is uniform.
 
     Mixup (Zhang et al., ICLR 2018): share * a + (1 - share) * b. CutMix (Yun et al., ICCV 2019): a box of (1 - share) of the
-    area comes from b; what of it lies outside of the image is lost, and the label has the share that remains. CutMixPick (Wang
-    et al., NeurIPS 2022): CutMix with several candidates, and the one is kept of which the teacher is least certain.
+    area comes from b; it is clipped at the edges of the image, and labels get the shares of the pixels. CutMixPick (Wang et
+    al., NeurIPS 2022): CutMix with several candidates for each twin, of which the teacher's least certain one is kept.
     """
 
     name: str
