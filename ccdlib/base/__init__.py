@@ -1,7 +1,9 @@
-"""What every room needs: names and errors, a reader's own extensions, paths, random streams, files, devices.
+"""What every other room builds on: registries and errors, a reader's extensions, paths, random streams, files and devices.
 
-    registry.py, extensions.py, sources.py  what there is by name, also from outside of the kit    paths.py    streams.py
-    files.py, reading.py  files written whole, read strictly    devices.py    vision.py  torchvision beside a CPU-only torch
+    registry.py    rows by name, and CcdError        sources.py  digests of a reader's source code
+    extensions.py  a reader's own modules            paths.py    where notebooks, results and downloads are
+    files.py       files written whole, and locks    reading.py  text and YAML, read strictly
+    streams.py     named random generators           devices.py, vision.py  GPUs and cores; torchvision beside a CPU-only torch
 
-It imports nothing of the kit.
+It may import nothing of the other rooms.
 """

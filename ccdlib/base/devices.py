@@ -1,4 +1,4 @@
-"""Devices: what "auto" means, how many GPUs and cores there are, and what they are called in results."""
+"""Devices: what "auto" stands for, how many GPUs and cores there are, and how results name the hardware."""
 
 import os
 import platform
@@ -9,7 +9,11 @@ from ccdlib.base.registry import CcdError
 
 
 def best_device() -> torch.device:
-    """The device that "auto" means: $CCD_DEVICE (cuda names the runs of a GPU where there is none), or what is here."""
+    """The device that "auto" stands for: $CCD_DEVICE where it is set, else CUDA where there is a GPU, else the CPU.
+
+    CCD_DEVICE=cuda also serves on a machine without a GPU, to look up the runs of one that has it. Errors: CcdError for a
+    CCD_DEVICE that is neither cpu nor cuda.
+    """
     given = os.environ.get("CCD_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
     if given not in ("cpu", "cuda"):
         raise CcdError(f"CCD_DEVICE = {given!r}: allowed are cpu and cuda")
@@ -17,18 +21,23 @@ def best_device() -> torch.device:
 
 
 def gpus() -> int:
-    """How many GPUs there are for "auto"; none where it means the CPU. CUDA is not begun by asking, so that a process can
-    still choose the GPUs that it sees."""
+    """The number of GPUs that "auto" may use, 0 where CCD_DEVICE is cpu.
+
+    Asking does not initialise CUDA, so that the process can still choose which GPUs it sees.
+    """
     return 0 if os.environ.get("CCD_DEVICE") == "cpu" else torch.cuda.device_count()
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def jobs() -> int:
-    """How many runs are trained at once: $CCD_JOBS, or one on a GPU, or as many as there are cores."""
+    """The number of runs that are trained at once: $CCD_JOBS where it is set, else 1 on a GPU, else one for each core.
+
+    Errors: CcdError for a CCD_JOBS that is no whole number from 1.
+    """
     given = os.environ.get("CCD_JOBS")
     if given is None:
         return 1 if best_device().type == "cuda" else cores()
@@ -38,14 +47,14 @@ def jobs() -> int:
 
 
 def hardware(device: str | torch.device) -> str:
-    """One line: the GPU's name, or the processor's architecture and the threads in use."""
+    """One line about the hardware: the name of the GPU, or the architecture of the CPU and the number of threads in use."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def device_named(name: str) -> torch.device:
-    """The torch device of "auto", "cpu" or "cuda". Errors: CcdError where it is CUDA and none is here."""
+    """The torch device that "auto", "cpu" or "cuda" names. Errors: CcdError for CUDA on a machine without a GPU."""
     device = best_device() if name == "auto" else torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         how = "CCD_DEVICE = 'cuda'" if name == "auto" else "device 'cuda'"

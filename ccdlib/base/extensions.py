@@ -1,4 +1,4 @@
-"""A reader's own modules: loaded where `CCD_EXTENSIONS` names them, and taken along to worker processes."""
+"""A reader's own modules: loaded where $CCD_EXTENSIONS names them, and handed on to worker processes."""
 
 import importlib
 import importlib.util
@@ -14,8 +14,11 @@ _failed: list[CcdError] = []
 
 
 def load(names: Iterable[str] | None = None) -> None:
-    """Import the modules `names` (paths of .py files, or names of modules); None: those that $CCD_EXTENSIONS lists, separated
-    as in $PATH. Processes that this one starts load them, too. Errors: CcdError for what is not there or raises an error."""
+    """Import a reader's modules, in this process and in every process that it starts later.
+
+    names: paths of .py files, or names of modules; None: those that $CCD_EXTENSIONS lists, separated as in $PATH. Errors:
+    CcdError for a module that does not exist or raises an error.
+    """
     before = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
     found = [
         str(Path(name).expanduser().resolve()) if name.endswith(".py") else name
@@ -27,7 +30,10 @@ def load(names: Iterable[str] | None = None) -> None:
 
 
 def load_from_environment() -> None:
-    """load(), whose error waits for check(): a package that cannot be imported could not even say why on the command line."""
+    """Load the modules of $CCD_EXTENSIONS, and leave an error to check().
+
+    This runs while ccdlib itself is imported: raised here, the error would reach the command line as a traceback.
+    """
     try:
         load()
     except CcdError as error:
@@ -35,7 +41,7 @@ def load_from_environment() -> None:
 
 
 def check() -> None:
-    """Raise the CcdError of a module of $CCD_EXTENSIONS that could not be loaded."""
+    """Raise the CcdError of a module of $CCD_EXTENSIONS that load_from_environment() could not load."""
     if _failed:
         raise _failed[0]
 
@@ -49,6 +55,7 @@ def _load(name):
         loaded = sys.modules.get(path.stem)
         if loaded is not None and getattr(loaded, "__file__", None) and Path(loaded.__file__).resolve() == path:
             return
+        # A library may have the name of the file; its own module must stay importable.
         title = path.stem if loaded is None else f"ccd_extension_{path.stem}"
         spec = importlib.util.spec_from_file_location(title, path)
         module = importlib.util.module_from_spec(spec)
@@ -58,32 +65,35 @@ def _load(name):
         except BaseException:
             del sys.modules[title]
             raise
-    except Exception as error:  # whatever a reader's module may raise
+    except Exception as error:  # a reader's module may raise anything
         said = str(error) if isinstance(error, CcdError | FileNotFoundError) else f"{type(error).__name__}: {error}"
         raise CcdError(
-            f"the extension {name} ({VARIABLE}, or ccd --use) cannot be loaded ({said}). Give the path of a .py file, or the name "
-            "of a module, that can be imported"
+            f"the extension {name} ({VARIABLE}, or ccd --use) cannot be loaded ({said}). Give the path of a .py file, or the "
+            "name of a module, that can be imported"
         ) from error
 
 
 def added() -> list[Added]:
-    """All rows that were added from outside of the kit, each once."""
+    """All rows that a reader's code added, each once: rows that follow another registry are left out."""
     return [row for registry in REGISTRIES.values() for row in registry.added.values() if row.kind == registry.kind]
 
 
 def environment() -> dict[str, str]:
-    """The environment variable with which another process loads the modules whose rows were added here."""
+    """$CCD_EXTENSIONS, as a dict, for another process: the modules that are listed already and those that added rows here."""
     files = [row.file for row in added() if row.file]
     listed = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
     return {VARIABLE: os.pathsep.join(dict.fromkeys([*listed, *files]))}
 
 
 def carried() -> list[Added]:
-    """The rows of cells, prompts and scripts, which no other process can import: to be sent to one, and received there."""
+    """The rows that notebook cells, prompts and scripts added, which no other process can import, with their digests.
+
+    They are sent to a worker process, which takes them with receive().
+    """
     return [row._replace(sent=row.digest()) for row in added() if row.file is None]
 
 
 def receive(rows: Iterable[Added]) -> None:
-    """Have the rows that another process sent, with the digests that they have there."""
+    """Add the rows that carried() of another process returned; they keep the digests that they have there."""
     for row in rows:
         REGISTRIES[row.kind].receive(row)

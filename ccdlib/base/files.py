@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, their checksums, and locks that end with their process."""
+"""Files that are written whole or not at all, their checksums, and locks that end with the process that holds them."""
 
 import hashlib
 import os
@@ -11,7 +11,10 @@ from ccdlib.base.registry import CcdError
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Write bytes or text so that `path` has all of it or stays as it was; CcdError where the disk says no."""
+    """Write text or bytes to `path`, so that an interruption leaves the old file or the new one, never a part.
+
+    Missing folders are made. Errors: CcdError where the file cannot be written, on a full disk for example.
+    """
     path = Path(path)
     content = content.encode() if isinstance(content, str) else content
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -32,14 +35,15 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file."""
+    """The SHA-256 of a file's content, 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_lock(path: str | Path) -> FileLock:
-    """A lock that ends with the process that holds it, however that ends; an OSError where the file system has none.
+    """A lock on `path` that ends with the process that holds it, also when that is killed.
 
-    (By itself FileLock would take a lock there that a killed process leaves behind for ever.)
+    Taking it raises OSError on a file system without locks, where FileLock by default falls back to a file that a killed
+    process never removes.
     """
     return FileLock(path, fallback_to_soft=False)

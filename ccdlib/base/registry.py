@@ -1,4 +1,4 @@
-"""Things by name: a registry is a dict whose wrong names get a helpful answer, and which knows what was added from outside."""
+"""Registries: dicts of things by name, which answer a wrong name with the right ones and know which rows a reader added."""
 
 import re
 import sys
@@ -9,21 +9,21 @@ from typing import Any, NamedTuple
 
 from ccdlib.base import sources
 
-GOES_ON = "The same command goes on from here; what is finished is kept."  # said where a training was stopped
+GOES_ON = "The same command goes on from here; what is finished is kept."  # said wherever a training is interrupted
 
 
 class CcdError(ValueError):
-    """A mistake of the caller that can be put right; the text says what was given, what is allowed and what to do."""
+    """A mistake that the caller can correct; the message says what was given, what is allowed and what to do."""
 
 
 class UnknownName(CcdError, KeyError):
-    """A name that no row of a registry has. It is also a KeyError, because registries are dicts."""
+    """A name that a registry does not have. It is also a KeyError, because registries are dicts."""
 
     __str__ = ValueError.__str__  # KeyError would print the message in quotes
 
 
 def unknown(kind: str, name: object, allowed: Iterable, hint: str = "") -> UnknownName:
-    """The error for a wrong `name` of a `kind`: the nearest allowed name first, then all that are allowed, then `hint`."""
+    """The error for a `name` that no `kind` has: it suggests the nearest allowed name, lists all of them, and adds `hint`."""
     allowed = [str(a) for a in allowed]
     by_lower = {a.lower(): a for a in allowed}
     near = get_close_matches(str(name).lower(), by_lower, n=1)
@@ -32,30 +32,26 @@ def unknown(kind: str, name: object, allowed: Iterable, hint: str = "") -> Unkno
 
 
 class Added(NamedTuple):
-    """A row that a reader's own code added: of which kind of registry, its name, what was given with which options, and the file
-    of the module that did it (None: a cell, a prompt or a script, which cannot be imported).
+    """A row that a reader's own code added to a registry."""
 
-    sent: the digest that it has in the process that sent it; None for a row that was added here.
-    """
-
-    kind: str
+    kind: str  # of the registry
     name: str
     thing: Any
     options: dict
-    file: str | None
-    sent: str | None = None
+    file: str | None  # of the module that added it; None: a notebook cell, a prompt or a script, which cannot be imported
+    sent: str | None = None  # its digest in the process that sent it; None for a row that was added in this process
 
     def digest(self) -> str:
-        """The digest of its source and of all of the reader's own that it refers to, as they are now (see sources).
+        """The digest of the thing and its options, and of everything of the reader's own that they refer to (see sources).
 
-        Errors: CcdError for what refers to something whose content cannot be read.
+        Errors: CcdError where they refer to an object whose content cannot be read.
         """
         try:
             return self.sent or sources.digest((self.thing, self.options))
         except TypeError as error:
             raise CcdError(
-                f"{self.kind} {self.name!r} cannot be told from a changed one: {error}. Use numbers, text, tensors and functions "
-                "there, or make the thing inside of the function"
+                f"{self.kind} {self.name!r} cannot be told from a changed one: {error}. Use numbers, text, tensors and "
+                "functions there, or make the thing inside of the function"
             ) from None
 
 
@@ -64,7 +60,7 @@ _sealed = False
 
 
 def seal() -> None:
-    """Say that the kit's own rows are complete: what is added from now on is a reader's, and its source names runs."""
+    """Declare the kit's own rows complete: rows that are added later are a reader's, and their digests name runs."""
     global _sealed
     _sealed = True
 
@@ -72,11 +68,12 @@ def seal() -> None:
 class Registry(dict):
     """A dict of one kind of thing ("loss", "model", ...), filled where the things are defined.
 
-    row: makes the value of (name, thing, **options); None: the thing itself. options: those that add() takes, with their
-    defaults. `added` holds the rows that came from outside of the kit, by name.
+    row: a function (name, thing, **options) that makes the value of a row; None: the value is the thing itself. options: those
+    that add() takes, with their defaults. `added` holds the rows of a reader by name, `options` the options of every row. A
+    missing name raises UnknownName.
     """
 
-    def __init__(self, kind: str, row: Callable | None = None, **options):
+    def __init__(self, kind: str, row: Callable | None = None, **options: Any):
         super().__init__()
         self.kind, self._row, self._defaults = kind, row, options
         self.options: dict[str, dict] = {}
@@ -87,11 +84,11 @@ class Registry(dict):
     def __missing__(self, name):
         raise unknown(self.kind, name, self)
 
-    def add(self, name: str, **options) -> Callable:
-        """Decorator: `@LOSSES.add("kd")` above a definition makes it a row.
+    def add(self, name: str, **options: Any) -> Callable:
+        """A decorator that makes a definition a row: `@LOSSES.add("kd")`.
 
-        A reader's own row may be defined again, as a notebook cell is executed again. Errors: CcdError for a name that the kit
-        itself has, and for options that the registry does not know.
+        A reader's own row may be defined again, as when a notebook cell is executed again. Errors: CcdError for a name of the
+        kit's own, for options that the registry does not know, and for a reader's thing that cannot be digested.
         """
 
         for option in options:
@@ -107,8 +104,8 @@ class Registry(dict):
     def __setitem__(self, name, thing):
         self._put(name, thing, {})
 
-    def update(self, *others, **rows):
-        """Add several rows."""
+    def update(self, *others: Mapping | Iterable[tuple[str, Any]], **rows: Any) -> None:
+        """Add several rows, as dict.update does; errors as in add()."""
         for other in (*others, rows):
             for name, thing in dict(other).items():
                 self._put(name, thing, {})
@@ -118,7 +115,7 @@ class Registry(dict):
         return self
 
     def follow(self, other: "Registry", row: Callable) -> None:
-        """Have a row row(name, thing, **options) for every row of another registry, now and whenever one is added there."""
+        """Keep a row, row(name, thing, **options), for every row that another registry has or will have."""
         other._followers.append((self, row))
         for name, thing in other.items():
             dict.__setitem__(self, name, row(name, thing, **other.options[name]))
@@ -133,9 +130,9 @@ class Registry(dict):
             if not (isinstance(name, str) and re.fullmatch(r"\w[\w.+-]*", name)):
                 raise CcdError(f"{self.kind} {name!r}: a name has letters, digits, `_`, `.`, `+` and `-`, and no path")
             caller = _caller()
-            sources.remember(caller.f_code.co_filename)  # the file may be edited while this process lives
+            sources.remember(caller.f_code.co_filename)
             added = Added(self.kind, name, thing, options, _file_of(caller))
-            added.digest()  # says what is wrong at once
+            added.digest()  # raises its error here rather than in a training
         self._keep(name, thing, options, added)
 
     def _check_free(self, name):
@@ -151,11 +148,11 @@ class Registry(dict):
                 registry.added[name] = added
 
     def receive(self, added: Added) -> None:
-        """Have a row that another process sent."""
+        """Add a row that another process sent; its digest stays the one that it has there."""
         self._keep(added.name, added.thing, added.options, added)
 
     def remove(self, name: str) -> None:
-        """Take out a row that was added from outside. Errors: CcdError for any other."""
+        """Remove a row that a reader added. Errors: CcdError for any other name."""
         if name not in self.added:
             raise unknown(f"{self.kind} from outside of the kit", name, self.added or ["(there is none)"])
         for registry in (self, *(follower for follower, _ in self._followers)):
@@ -163,7 +160,7 @@ class Registry(dict):
 
 
 def _caller():
-    """The frame of the code that adds a row."""
+    """The frame of the code outside of this module that adds a row."""
     frame = sys._getframe(1)
     while frame.f_globals.get("__name__") == __name__:
         frame = frame.f_back
@@ -171,13 +168,13 @@ def _caller():
 
 
 def _file_of(frame):
-    """The file of the importable module that a frame belongs to; None where it is a cell, a prompt or a script."""
+    """The file of the importable module that a frame belongs to; None for a notebook cell, a prompt or a script."""
     file = frame.f_globals.get("__file__")
     return str(Path(file).resolve()) if file and frame.f_globals.get("__name__") != "__main__" else None
 
 
 class Subset(Mapping):
-    """The rows of a registry that `belongs(row)`, whenever they were added; a wrong name gets an answer in terms of `kind`."""
+    """A live view of the rows of a registry for which belongs(row) is true; UnknownName names them as a `kind`."""
 
     def __init__(self, registry: Registry, kind: str, belongs: Callable[[Any], bool]):
         self.registry, self.kind, self.belongs = registry, kind, belongs

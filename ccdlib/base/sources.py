@@ -1,7 +1,8 @@
-"""Digests of source: what a reader's function, class or row does, as a text that changes when that does.
+"""Digests of source code: a short text that changes when a reader's function, class or row would do something else.
 
-A digest covers the code without comments and docstrings, defaults, values of closures, and whatever of the reader's own the code
-refers to: functions, classes, modules, numbers, text and tensors. Of libraries, and of the kit itself, it covers the names.
+A digest covers the code without comments and docstrings, its defaults, the values of its closure, and everything of the
+reader's own that it refers to: functions, classes, modules, numbers, text and tensors. Of libraries, and of the kit itself, it
+covers the names only. Runs with a reader's rows are named by these digests, so that an edited row never meets an old run.
 """
 
 import ast
@@ -26,12 +27,12 @@ PLAIN = (str, bytes, int, float, complex, bool, type(None), type(...), torch.dev
 
 
 def digest(thing: object) -> str:
-    """Sixteen hexadecimal digits of `thing`. Errors: TypeError for what refers to an object whose content cannot be read."""
+    """Sixteen hexadecimal digits for `thing`. Errors: TypeError where it refers to an object whose content cannot be read."""
     return hashlib.sha256("\n".join(_facts(thing, {})).encode()).hexdigest()[:16]
 
 
 def _facts(thing, seen):
-    """Lines of text that say all that matters of a thing."""
+    """Lines of text that determine what a thing does. seen: the ids of objects that are covered already."""
     if isinstance(thing, PLAIN):
         return [repr(thing)]
     if isinstance(thing, torch.Tensor | np.ndarray):
@@ -69,7 +70,7 @@ def _content(thing, seen):
 
 
 def _own(thing):
-    """Whether a function, class or module is a library's or the kit's, so that its name says it all."""
+    """Whether a function, class or module belongs to a library or to the kit, so that its name is enough."""
     name = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", None) or ""
     if name.partition(".")[0] in (PACKAGE, "builtins"):
         return True
@@ -83,11 +84,8 @@ def _code(thing, seen):
     if isinstance(thing, types.BuiltinFunctionType) or _own(thing):
         return [f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', thing.__name__)}"]
     if isinstance(thing, types.ModuleType):
-        return (
-            [hashlib.sha256(Path(thing.__file__).read_bytes()).hexdigest()]
-            if getattr(thing, "__file__", None)
-            else [thing.__name__]
-        )
+        file = getattr(thing, "__file__", None)
+        return [hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else thing.__name__]
     if isinstance(thing, type):
         parts = [part for part in vars(thing).values() if isinstance(_function(part), types.FunctionType)]
         lines = [_class_source(thing, parts), *(line for base in thing.__bases__ for line in _facts(base, seen))]
@@ -97,13 +95,13 @@ def _code(thing, seen):
 
 
 def _function(thing):
-    """The function of a method, static method, class method or property."""
+    """The function inside a static method, class method or property; anything else as it is."""
     thing = getattr(thing, "fget", thing)
     return getattr(thing, "__func__", thing)
 
 
 def _referred(function, seen):
-    """What a function refers to: its defaults, its closure, and the globals that its code and that of its inner functions name."""
+    """The facts of what a function refers to: defaults, closure, and the globals that its code and its inner functions name."""
     names, codes = {}, [function.__code__]
     while codes:
         code = codes.pop()
@@ -114,16 +112,16 @@ def _referred(function, seen):
     found = {name: function.__globals__[name] for name in sorted(names) if name in function.__globals__}
     cells = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        if name != "__class__":  # what super() asks
+        if name != "__class__":  # the cell that super() needs
             cells[name] = cell.cell_contents
     return _facts([function.__defaults__, function.__kwdefaults__, cells, found], seen)
 
 
-_LINES: dict[str, list[str]] = {}  # the source of files as it was when their code was executed
+_LINES: dict[str, list[str]] = {}  # by file name: the source as it was when its code was executed
 
 
 def remember(filename: str) -> None:
-    """Keep the source of a file, or notebook cell, whose code has just been executed."""
+    """Keep the source of a file or notebook cell whose code has just been executed, because the file may be edited later."""
     linecache.checkcache(filename)
     _LINES[filename] = linecache.getlines(filename)
 
@@ -139,12 +137,12 @@ def _function_source(function):
     try:
         block = inspect.getblock(_lines(code)[code.co_firstlineno - 1 :] or [""])
         return _normal(ast.parse(textwrap.dedent("".join(block)))) or _bytecode(code)
-    except (SyntaxError, IndexError):  # a prompt keeps no source, and that of a lambda may be a part of a line
+    except (SyntaxError, IndexError):  # a prompt keeps no source, and a lambda's may be half a statement
         return _bytecode(code)
 
 
 def _class_source(cls, parts):
-    """The source of a class, also of one from a notebook cell, which `inspect` does not find."""
+    """The source of a class, found by its methods: `inspect` does not find a class of a notebook cell."""
     for part in parts:
         code = _function(part).__code__
         text = "".join(_lines(code))
@@ -159,7 +157,7 @@ def _class_source(cls, parts):
 
 
 def _normal(tree):
-    """Source without comments and docstrings, laid out in one way."""
+    """The source of a syntax tree in a fixed layout, without comments and docstrings."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Module) and ast.get_docstring(node) is not None:
             node.body[0] = ast.Pass()

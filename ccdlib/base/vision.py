@@ -1,9 +1,9 @@
-"""`from ccdlib.vision import torchvision`: torchvision, also beside a CPU-only torch.
+"""`from ccdlib.base.vision import torchvision`: torchvision, also beside a CPU-only torch.
 
 torchvision's Linux wheel on PyPI is built for CUDA. Its compiled part does not load beside a CPU build of torch, and then
-`import torchvision` itself fails with "operator torchvision::nms does not exist", because two operator schemas that its
-Python code refers to are never declared. Declaring them (without any implementation) is enough for the transforms,
-datasets and models; only the detection operators stay unavailable. Nothing happens where the plain import works.
+`import torchvision` fails with "operator torchvision::nms does not exist", because two operator schemas that its Python code
+refers to are never declared. Declaring them, without an implementation, is enough for the transforms, data sets and models;
+only the detection operators stay unavailable. Where the plain import works, this module does nothing else.
 """
 
 import sys
@@ -16,11 +16,10 @@ except RuntimeError as error:
     if "torchvision::nms" not in str(error):
         raise
     for _name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[_name]  # what the failed import left half made
-    _SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")  # kept alive: the schemas go when it goes
+        del sys.modules[_name]  # the failed import left them incomplete
+    _SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")  # kept, because the schemas last as long as this object
     for _operator in ("nms", "qnms"):
         _SCHEMAS.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision
-
 
 __all__ = ["torchvision"]

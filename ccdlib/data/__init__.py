@@ -1,8 +1,8 @@
 """Data sets by name: images in memory or in files, with one contract, and what comes with the package.
 
-    dataset.py  the contract, and stratified subsets      memory.py   images as tensors on the training device
-    files.py    images that are decoded while a network trains        sources.py  the registry DATASETS and load_data
-    arrays.py, folders.py, photos.py  where the images come from      bundled/    photographs, and teachers trained on them
+    dataset.py  the contract, and stratified subsets    memory.py  images in memory, on the training device
+    files.py    images that stay in their files         sources.py  the registry DATASETS, and load_data
+    arrays.py, folders.py, photos.py  where images come from    bundled/  photographs, and teachers trained on them
 
 It may import base, and nothing above.
 """

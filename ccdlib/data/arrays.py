@@ -1,13 +1,19 @@
-"""Arrays of images: the bundled objects, digits, npz files, CIFAR-10/100 and image folders; loaders are (path, side) -> (arrays,
-class names)."""
+"""Loaders of images into memory: the bundled objects, digits, npz files, CIFAR-10/100 and image folders.
+
+A loader is a function of a path and a side in pixels, of which many use neither. It returns the four ARRAYS (images uint8
+(N, C, H, W), labels int64 (N,)) and the names of the classes.
+"""
 
 import io
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+from PIL import Image
 
 from ccdlib.base import paths
 from ccdlib.base.files import write_whole
@@ -16,29 +22,33 @@ from ccdlib.data import bundled
 from ccdlib.data.dataset import ARRAYS, SPLITS
 from ccdlib.data.folders import LEAST_SIDE, check_side, class_folders, read_rgb
 
+Named = tuple[dict[str, np.ndarray], tuple[str, ...]]  # arrays and class names
 
-def digits(path=None, side=None):
-    """The arrays and class names of the digits; kept beside the downloads, because scikit-learn takes seconds to import."""
+
+def digits(path: Path | None = None, side: int | None = None) -> Named:
+    """The digits that scikit-learn ships, 16 x 16 pixels: 1,000 training and 797 test images.
+
+    They are kept beside the downloads, because scikit-learn takes seconds to import.
+    """
     file = paths.downloads() / f"digits-{version('scikit-learn')}.npz"
     try:
         with open(file, "rb") as whole, np.load(whole, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # not there, or not whole
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # missing or incomplete
         arrays = _digits_of_sklearn()
         kept = io.BytesIO()
         np.savez(kept, **arrays)
-        with suppress(CcdError):  # a checkout that cannot be written does without
+        with suppress(CcdError):  # a checkout that cannot be written makes them again each time
             write_whole(file, kept.getvalue())
     return arrays, tuple(str(d) for d in range(10))
 
 
 def _digits_of_sklearn():
-    from PIL import Image
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    # Grey levels 0..16 become 0..255, then 8 x 8 becomes 16 x 16: large enough for three stages and the policies.
+    # Grey levels are 0..16. Three stages of a network, and the policies, need more pixels than 8 x 8.
     scans = (digits.images * 255 / 16).round().astype(np.uint8)
     enlarge = [np.array(Image.fromarray(scan).resize((16, 16), Image.Resampling.BICUBIC)) for scan in scans]
     images, labels = np.stack(enlarge)[:, None], digits.target.astype(np.int64)
@@ -49,8 +59,11 @@ def _digits_of_sklearn():
     return arrays
 
 
-def npz(path, side=None):
-    """The arrays of a .npz, with its class names where it has some. Errors: CcdError for what is no such archive."""
+def npz(path: Path, side: int | None = None) -> Named:
+    """The arrays of a .npz archive, and its class names where it has `label_names`, else 0, 1, 2 ...
+
+    Errors: CcdError for a file that is no archive of numbers, lacks an array, or has arrays that do not fit (see checked).
+    """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [key for key in ARRAYS if key not in archive.files]
@@ -63,16 +76,20 @@ def npz(path, side=None):
             names = tuple(map(str, archive["label_names"])) if "label_names" in archive.files else None
     except CcdError:
         raise
-    except Exception as error:  # numpy raises many kinds for a file that is no (whole) archive
-        why = type(error).__name__ if "pickle" in str(error) else error  # numpy advises to run what such a file holds
+    except Exception as error:  # numpy raises many kinds of errors for a damaged archive
+        why = type(error).__name__ if "pickle" in str(error) else error  # numpy's advice is to allow pickles, which run code
         raise CcdError(
             f"{path} cannot be read as an npz archive of numbers ({why}); write it with numpy.savez, arrays of numbers only"
         ) from error
     return checked(readable(arrays, path), names, str(path))
 
 
-def readable(arrays, where):
-    """The four arrays with images as (N, C, H, W) and labels as int64 (N,). Errors: CcdError for other kinds of arrays."""
+def readable(arrays: Mapping[str, np.ndarray], where: object) -> dict[str, np.ndarray]:
+    """The four ARRAYS in the layout of the kit: images uint8 (N, C, H, W) and labels int64 (N,).
+
+    arrays: images uint8 (N, H, W) or (N, H, W, C), labels whole numbers (N,) or (N, 1). where: their source, for messages.
+    Errors: CcdError for arrays of other types or shapes.
+    """
     found = {}
     for split in SPLITS:
         found[f"{split}_images"] = _nchw(arrays[f"{split}_images"], f"{split}_images of {where}")
@@ -97,8 +114,13 @@ def _whole(labels, where):
     return labels.astype(np.int64)
 
 
-def checked(arrays, names, where):
-    """The arrays and the class names, when labels and images fit together; CcdError otherwise."""
+def checked(arrays: dict[str, np.ndarray], names: Sequence[str] | None, where: str) -> Named:
+    """The four ARRAYS and the class names, unchanged where they fit together.
+
+    names: of the classes; None: 0, 1, 2 ... where: their source, for messages. Errors: CcdError for different numbers of
+    images and labels, training and test images of different shapes, images smaller than LEAST_SIDE, labels that are no class,
+    and classes without a training image.
+    """
     for split in SPLITS:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         if len(images) != len(labels) or not len(images):
@@ -128,8 +150,11 @@ def checked(arrays, names, where):
     return arrays, names or tuple(map(str, range(classes)))
 
 
-def cifar(name):
-    """A loader of torchvision's data set `name`, which is downloaded once."""
+def cifar(name: str) -> Callable[[Path | None, int | None], Named]:
+    """A loader of torchvision's data set `name` ("CIFAR10" or "CIFAR100"), which is downloaded once.
+
+    It raises CcdError where the data is not in the folder of downloads and cannot be downloaded.
+    """
 
     def load(path=None, side=None):
         from ccdlib.base.vision import torchvision  # it takes seconds to import
@@ -150,9 +175,11 @@ def cifar(name):
     return load
 
 
-def folder(path, side):
-    """The images of train/ and val/ in `path`, one folder a class, resized to side x side. Errors: CcdError."""
-    from PIL import Image
+def folder(path: Path, side: int) -> Named:
+    """The images of path/train/CLASS/* and path/val/CLASS/*, resized to side x side pixels.
+
+    Errors: CcdError for a side that is not allowed, a folder of another structure, and files that are no images.
+    """
 
     def read(sample):
         return np.array(read_rgb(sample[0]).resize((side, side), Image.Resampling.BICUBIC))
@@ -162,14 +189,11 @@ def folder(path, side):
     for split, found in zip(SPLITS, folders, strict=True):
         with ThreadPoolExecutor() as pool:
             images = list(pool.map(read, found.samples))
-        arrays |= {
-            f"{split}_images": np.stack(images).transpose(0, 3, 1, 2),
-            f"{split}_labels": np.array(found.targets),
-        }
+        arrays |= {f"{split}_images": np.stack(images).transpose(0, 3, 1, 2), f"{split}_labels": np.array(found.targets)}
     return checked(arrays, tuple(folders[0].classes), str(path))
 
 
-def objects(path=None, side=None):
-    """The bundled photographs of 20 things."""
+def objects(path: Path | None = None, side: int | None = None) -> Named:
+    """The bundled photographs of 20 things, 32 x 32 pixels: 1,000 training and 929 test images."""
     arrays, names = bundled.photographs()
     return checked(arrays, names, "objects")

@@ -1,4 +1,4 @@
-"""What every data set has, wherever its images are, and stratified subsets of it."""
+"""The contract of every data set, whether its images are in memory or in files, and stratified subsets."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,24 +14,19 @@ ARRAYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "lab
 
 
 class Dataset:
-    """The contract of Data (images in memory) and Images (images in files), which are frozen dataclasses.
-
-    name, class_names. train_labels (N,), test_labels (M,): int64. mean, std: by which channels are normalised. flip: whether
-    the base view flips. fingerprint: a hash of the content. in_files: whether images are decoded while a network trains.
-    channels: 1 (grey) or 3 (RGB). shape: (C, H, W) of what the networks see.
-    """
+    """The contract of Data (images in memory) and Images (images in files), which are frozen dataclasses."""
 
     name: str
     class_names: tuple[str, ...]
-    train_labels: torch.Tensor
-    test_labels: torch.Tensor
-    mean: tuple[float, ...]
+    train_labels: torch.Tensor  # (N,) int64
+    test_labels: torch.Tensor  # (M,) int64
+    mean: tuple[float, ...]  # by channel, of values in 0..1; with `std` it normalises the images
     std: tuple[float, ...]
-    flip: bool
-    fingerprint: str
-    in_files = False
-    channels: int
-    shape: tuple[int, int, int]
+    flip: bool  # whether base views are flipped left to right
+    fingerprint: str  # a hash of the content
+    in_files: bool = False  # whether images are decoded while a network trains
+    channels: int  # 1 (grey) or 3 (RGB)
+    shape: tuple[int, int, int]  # (C, H, W) of the views that networks see
 
     @property
     def classes(self) -> int:
@@ -40,50 +35,53 @@ class Dataset:
 
     @property
     def facts(self) -> dict:
-        """What of the data shapes a training: its content, and how images are cropped, flipped and normalised."""
+        """Everything about the data that shapes a training, and so names a run: content, crop, flip and normalisation."""
         raise NotImplementedError
 
     def to(self, device: torch.device | str) -> Self:
-        """The same data with whatever of it is in memory on `device`."""
+        """The same data with its tensors on `device`."""
         raise NotImplementedError
 
-    def with_statistics(self, name: str, mean: tuple, std: tuple) -> Self:
-        """The same data, normalised by the statistics `name`: CcdError where that cannot be."""
+    def with_statistics(self, name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
+        """The same data, normalised by another `mean` and `std`; name: theirs, for messages.
+
+        Errors: CcdError where they do not fit the images.
+        """
         raise NotImplementedError
 
     def chosen(self, rows: torch.Tensor) -> Self:
-        """The same data with the training images in `rows` (CPU row numbers); test images stay."""
+        """The same data with only the training images `rows` (n,), row numbers on the CPU; test images stay."""
         raise NotImplementedError
 
     def few(self, n: int) -> Self:
-        """The same data with its first n training images, for a look or a timing; test images stay."""
+        """The same data with its first n training images, for a forecast or a figure; test images stay."""
         return self.chosen(torch.arange(min(n, len(self.train_labels))))
 
     def subset(self, amount: int | float, seed: int = 0) -> Self:
-        """The same data with `amount` training images, drawn stratified by class, repeatable by `seed`.
+        """The same data with `amount` training images, drawn by `seed`, stratified by class; test images stay.
 
-        amount: a count (int), or a fraction (float in 0..1] of each class. Larger subsets of one seed contain the
-        smaller ones. Test images stay. Errors: CcdError when there are too few images, or a class would be left empty.
+        amount: a count (int), or a fraction of the images (float, above 0 up to 1). Larger subsets of one seed contain the
+        smaller ones. Errors: CcdError for another amount, for more images than there are, and for fewer than classes.
         """
         return self.chosen(stratified(self.train_labels.cpu(), amount, seed, self.classes))
 
     def tests(self, rows: torch.Tensor) -> torch.Tensor:
-        """Test images (n, C, H, W) uint8 of the given rows."""
+        """The test images `rows` (n,), as (n, C, H, W) uint8."""
         raise NotImplementedError
 
     def in_parts(self, rows: torch.Tensor, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(images, labels) of the test rows, some at a time."""
+        """Pairs (images, labels) of the test images `rows`; `size` at a time, where they have to be decoded."""
         raise NotImplementedError
 
     def check_files(self, whole: bool | None = None) -> None:
-        """Raise CcdError for files that are no images; nothing to do where all images were read when the data was loaded."""
+        """Raise CcdError for files that are no images; images in memory were all read when the data was loaded."""
 
     def examples(self, n: int) -> list[int]:
-        """Rows of the test set: the first image of each of the first n classes that it has, fewer where there are fewer."""
+        """Test rows for figures: the first image of each of the first n classes that have test images."""
         return [int((self.test_labels == c).nonzero()[0]) for c in self.test_labels.unique()[:n]]
 
     def pictures(self, n: int) -> torch.Tensor:
-        """Images to look at: uint8 (n, C, H, W), those of examples(n), larger where the data has larger copies of them."""
+        """Images for figures: examples(n) as (n, C, H, W) uint8, larger where the data has larger copies of them."""
         return self.tests(torch.tensor(self.examples(n)))
 
     def _replaced(self, **fields) -> Self:
@@ -91,7 +89,7 @@ class Dataset:
 
 
 def stratified(labels: torch.Tensor, amount: int | float, seed: int, classes: int) -> torch.Tensor:
-    """Sorted row numbers of a stratified subset of `labels` (N,); see Dataset.subset."""
+    """Sorted row numbers of a stratified subset of `labels` (N,) int64; arguments and errors as in Dataset.subset."""
     if isinstance(amount, bool) or not isinstance(amount, (int, float)):
         raise CcdError(f"subset {amount!r}: give a whole number of images, or a fraction such as 0.25")
     if isinstance(amount, float):
@@ -104,7 +102,7 @@ def stratified(labels: torch.Tensor, amount: int | float, seed: int, classes: in
         raise CcdError(f"{amount} training images leave some of the {classes} classes empty; ask for at least {classes}")
     order = torch.randperm(len(labels), generator=stream(seed, "subset"))
     onehot = torch.nn.functional.one_hot(labels[order], classes)
-    rank = (onehot.cumsum(0) * onehot).sum(1) - 1  # the how-many-eth of its class each image is, from 0
+    rank = (onehot.cumsum(0) * onehot).sum(1) - 1  # the rank of each image within its class, from 0
     share = rank / onehot.sum(0)[labels[order]]
-    # Sorted by share, every prefix is stratified: first one image of each class, then all classes at the same pace.
+    # Sorted by share, every prefix is stratified: one image of each class comes first, then all classes at the same pace.
     return order[share.argsort(stable=True)[:amount]].sort().values

@@ -1,22 +1,29 @@
-"""Image folders, train/CLASS/* and val/CLASS/*, and what is looked at before their images are."""
+"""Image folders with train/CLASS/* and val/CLASS/*: their structure, the checks of it, and the reading of one file."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ccdlib.base.registry import CcdError
 
-LEAST_SIDE = 8  # pixels; smaller images are halved to nothing
+LEAST_SIDE = 8  # pixels; networks halve smaller images to nothing
 
 
-def check_side(side, path):
-    """Raise CcdError for a `side` that images of `path` cannot be resized to."""
+def check_side(side: int, path: str | Path) -> None:
+    """Raise CcdError for a `side` in pixels to which the images of `path` are not resized: below LEAST_SIDE or above 4096."""
     if not isinstance(side, int) or not LEAST_SIDE <= side <= 4096:
         raise CcdError(f"side = {side!r} for {path}: allowed are whole numbers of pixels from {LEAST_SIDE} to 4096")
 
 
-def class_folders(path, what):
-    """torchvision's ImageFolders of path/train and path/val; CcdError where they are none. what: the data, for the message."""
+def class_folders(path: Path, what: str) -> list[Any]:
+    """torchvision's two ImageFolders of path/train and path/val.
+
+    what: the kind of data, for messages. Errors: CcdError for folders of another structure, for different classes in the two,
+    and for links by which images would count twice.
+    """
     from ccdlib.base.vision import torchvision
 
     _check_links(path)
@@ -36,7 +43,7 @@ def class_folders(path, what):
 
 
 def _check_links(path):
-    """Raise CcdError where links make a folder count twice, as a class within itself or in another: its images would, too."""
+    """Raise CcdError where a link makes a folder appear twice, within itself or elsewhere: its images would count twice."""
     seen = {}
     for part in ("train", "val"):
         for folder, _, _ in os.walk(path / part, followlinks=True):
@@ -48,16 +55,14 @@ def _check_links(path):
             seen[real] = folder
 
 
-def read_rgb(file):
-    """The Pillow image of a file, RGB; CcdError where it is none."""
-    from PIL import Image
-
+def read_rgb(file: str | Path) -> Image.Image:
+    """The Pillow image of a file, RGB; 16-bit grey values are divided by 256. Errors: CcdError for a file that is no image."""
     try:
         with Image.open(file) as image:
-            if image.mode.startswith("I;16"):  # Pillow would cut all values off at 255
+            if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             if image.mode in ("I", "F"):
                 raise ValueError(f"its pixels have 32 bits, mode {image.mode}, and no known range; save it with 8 or 16 bits")
             return image.convert("RGB")
-    except Exception as error:  # Pillow raises many kinds for what is no (sane) image
+    except Exception as error:  # Pillow raises many kinds of errors
         raise CcdError(f"{file} cannot be read as an image ({error}); repair it or take it out") from error

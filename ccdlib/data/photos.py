@@ -1,24 +1,25 @@
-"""A small image folder, of pictures that our libraries bring along."""
+"""A small image folder, made of photographs that scikit-learn and matplotlib bring along."""
 
 import os
+from pathlib import Path
 
 from PIL import Image
 
 from ccdlib.base import paths
-from ccdlib.data.files import image_folder
+from ccdlib.data.files import Images, image_folder
 
 TILE = 53  # pixels
 
 
-def tiles(path, side):
-    """The Images of such a folder, which is made among the downloads; see load_data("photos")."""
+def tiles(path: Path | None, side: int) -> Images:
+    """The Images of that folder, which is made among the downloads; the loader of load_data("photos"), without a path."""
     return image_folder(photos(paths.downloads() / "photos"), side)
 
 
-def photos(folder):
-    """Write a small image folder: tiles of three photographs that scikit-learn and matplotlib bring along; a class each.
+def photos(folder: Path) -> Path:
+    """The image folder `folder`, written where it does not exist: tiles of three photographs, of which each is a class.
 
-    Every fourth tile is a test image; tiles do not overlap. Returns the folder, which is made once.
+    Tiles do not overlap, and every fourth is a test image.
     """
     if not folder.exists():
         beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
@@ -29,7 +30,7 @@ def photos(folder):
                 picture.crop(box).save(file, quality=95)
         try:
             beside.rename(folder)
-        except OSError:  # another process was first
+        except OSError:  # another process may have been first
             if not folder.exists():
                 raise
     return folder
@@ -48,7 +49,7 @@ def _pictures():
 
 
 def _boxes(picture):
-    """Tiles of slightly different sizes, as files of an image folder have."""
+    """The boxes of tiles of slightly different sizes, because the images of a folder have many."""
     for y in range(0, picture.height - TILE, TILE):
         for x in range(0, picture.width - TILE, TILE):
             less = (x + y) // TILE % 8

@@ -1,11 +1,11 @@
-"""The registry of data sets, and how one is loaded by its name."""
+"""The registry of data sets, and the loading of one by its name."""
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,40 +16,34 @@ from ccdlib.data.memory import in_memory
 
 
 class Sizes(NamedTuple):
-    """What an experiment must know of its data before there are images: classes, channels, training images, their side."""
+    """The sizes of a data set that a plan needs before any image is loaded."""
 
     classes: int
     channels: int
-    images: int
-    side: int | None = None  # pixels; None where it is what is asked for
+    images: int  # for training
+    side: int | None = None  # pixels; None where images are resized to the side that a run asks for
 
 
-IMAGENET = Sizes(1000, 3, 1_281_167)  # what a plan counts with where imagenet:PATH is on another machine
+IMAGENET = Sizes(1000, 3, 1_281_167)  # assumed in a plan where imagenet:PATH is on another machine
 
 
 @dataclass(frozen=True)
 class Source:
-    """One row of DATASETS.
+    """One row of DATASETS."""
 
-    load(path, side): (the four ARRAYS, class names), or an Images with `in_files`, which is decoded while a network trains.
-    path: a Path, where `takes_path`; side: pixels to which images are resized, where `resized`. flip, statistics: the base
-    flip, and (mean, std) where the literature fixes them. sizes: where they are known without the images. about: a line for
-    `ccd data`. larger: see Data.
-    """
-
-    load: Callable
-    takes_path: bool = False
-    resized: bool = False
-    in_files: bool = False
-    flip: bool = True
-    statistics: tuple | None = None
-    sizes: Sizes | None = None
-    about: str = ""
-    larger: Callable | None = None
+    load: Callable[[Path | None, int], Any]  # (path, side) -> (the four ARRAYS, class names), or an Images with `in_files`
+    takes_path: bool = False  # whether its name is "name:PATH"
+    resized: bool = False  # whether images are resized to side x side pixels
+    in_files: bool = False  # whether images are decoded while a network trains
+    flip: bool = True  # whether base views are flipped left to right
+    statistics: tuple | None = None  # (mean, std) by channel, where the literature fixes them
+    sizes: Sizes | None = None  # where they are known without the images
+    about: str = ""  # a line for `ccd data`
+    larger: Callable[[], np.ndarray] | None = None  # see Data
 
 
 def _row(name: str, load: Callable | Source, **options) -> Source:
-    """The Source of a row: a loader with options, or a reader's function of nothing, or of the side, that returns arrays."""
+    """The Source of a row: of a loader, or of a reader's function of nothing, or of the side, that returns arrays."""
     if isinstance(load, Source):
         return load
     asked = len(inspect.signature(load).parameters)
@@ -63,29 +57,31 @@ def _row(name: str, load: Callable | Source, **options) -> Source:
             given = {key: np.asarray(given[key]) for key in ARRAYS}
         except (KeyError, TypeError, ValueError) as error:
             raise CcdError(
-                f"data set {name!r} returned no ({', '.join(ARRAYS)}) by name ({error!r}); return a dict of these arrays, or it "
-                "and the class names"
+                f"data set {name!r} returned no ({', '.join(ARRAYS)}) by name ({error!r}); return a dict of these arrays, or "
+                "it and the class names"
             ) from error
         return arrays.checked(arrays.readable(given, name), names and tuple(map(str, names)), name)
 
     return Source(loaded, **options)
 
 
-DATASETS = Registry(
-    "dataset", _row, **{name: field.default for name, field in Source.__dataclass_fields__.items() if name != "load"}
-)
+DATASETS = Registry("dataset", _row, **{field.name: field.default for field in fields(Source) if field.name != "load"})
 
 
 def load_data(name: str, *, side: int = 32, n_train: int | float | None = None, seed: int = 0, device: str = "cpu") -> Dataset:
-    """The data set `name`.
+    """The data set `name`: a Data in memory, or an Images in files.
 
-    name: "objects" (bundled photographs of 20 things; 1,000 train, 929 test, 32 x 32), "digits" (1,797 real 8 x 8 scans that
-    scikit-learn ships, as 16 x 16; 1,000 train, 797 test), "cifar10", "cifar100" (downloaded once by torchvision), "npz:PATH"
-    (arrays train_images, train_labels, test_images, test_labels; images uint8 NHWC or NHW; optional label_names), "folder:PATH"
-    (train/ and val/ with one folder a class, resized to side x side and kept in memory), "imagenet:PATH" (such a folder as a
-    files.Images: decoded and cropped to side x side while a network trains), "photos" (a small one of that kind, made of three
-    photographs). side: pixels. n_train, seed: a stratified training subset, see Dataset.subset. device: of what is in memory.
-    Errors: CcdError.
+    name: one of
+        "objects"        bundled photographs of 20 things, 32 x 32 pixels; 1,000 training and 929 test images
+        "digits"         8 x 8 scans that scikit-learn ships, as 16 x 16; 1,000 training and 797 test images
+        "cifar10", "cifar100"  downloaded once by torchvision
+        "npz:PATH"       an archive of the four ARRAYS, images uint8 (N, H, W, C) or (N, H, W); label_names where there are some
+        "folder:PATH"    train/CLASS/* and val/CLASS/*, resized to side x side and kept in memory
+        "imagenet:PATH"  such a folder whose images are decoded and cropped to side x side while a network trains
+        "photos"         a small one of that kind, made of three photographs
+        or a reader's own row of DATASETS.
+    side: pixels. n_train, seed: a stratified training subset, see Dataset.subset. device: of the tensors.
+    Errors: CcdError for an unknown name or device, and for data that is missing or damaged.
     """
     source, path = source_of(name)
     if not str(device).startswith(("cpu", "cuda")):
@@ -97,13 +93,13 @@ def load_data(name: str, *, side: int = 32, n_train: int | float | None = None, 
 
 
 def normalised_by(data: Dataset, statistics: str) -> Dataset:
-    """The same data, normalised by `statistics` (see statistics_of). Errors: CcdError for those of other channels."""
+    """The same data, normalised as statistics_of(statistics) says. Errors: CcdError where that does not fit the images."""
     fixed = statistics_of(statistics)
     return data.with_statistics(statistics, *fixed) if fixed else data
 
 
 def source_of(name: str) -> tuple[Source, Path | None]:
-    """(Source, path or None) of a data set's name; CcdError for a name that is none."""
+    """The Source of a data set's name, and its path where it has one. Errors: CcdError for an unknown name."""
     kind, colon, path = str(name).partition(":")
     allowed = [row + ":PATH" if DATASETS[row].takes_path else row for row in DATASETS]
     if kind not in DATASETS or bool(colon) != DATASETS[kind].takes_path or (colon and not path):
@@ -112,7 +108,7 @@ def source_of(name: str) -> tuple[Source, Path | None]:
 
 
 def statistics_of(name: str) -> tuple | None:
-    """(mean, std) per channel that the literature fixes for the data set `name`; None for "own". CcdError for other names."""
+    """The (mean, std) that the literature fixes for data set `name`; None for "own". Errors: CcdError for any other name."""
     fixed = {row: source.statistics for row, source in DATASETS.items() if source.statistics}
     if name != "own" and name not in fixed:
         raise unknown("statistics", name, ["own", *fixed])
@@ -120,7 +116,7 @@ def statistics_of(name: str) -> tuple | None:
 
 
 def sizes_of(name: str) -> Sizes:
-    """The Sizes of a data set, without loading one that has to be downloaded; CcdError for a name or path that is none."""
+    """The Sizes of a data set, without a download. Errors: CcdError for an unknown name or a path that does not exist."""
     source, path = source_of(name)
     if source.sizes:
         return source.sizes
@@ -131,8 +127,10 @@ def sizes_of(name: str) -> Sizes:
 
 
 def _stamp(name, path, folders_only=False):
-    """Changes when the file or a reader's loader does, so that a data set kept in memory is not an old one. folders_only: files
-    are too many."""
+    """A value that changes when the files or a reader's loader do, so that no outdated data set is taken from the cache.
+
+    folders_only: look at the class folders and not at each file, of which there are too many.
+    """
     if path is None:
         added = DATASETS.added.get(name)
         return added and added.digest()
@@ -156,7 +154,7 @@ def _load(name, side, stamp):
 
 DATASETS.update(
     objects=Source(arrays.objects, sizes=Sizes(20, 3, 1000, 32), larger=bundled.gallery),
-    digits=Source(arrays.digits, flip=False, sizes=Sizes(10, 1, 1000, 16)),  # a mirrored digit is another sign
+    digits=Source(arrays.digits, flip=False, sizes=Sizes(10, 1, 1000, 16)),  # a mirrored digit is no digit
     cifar10=Source(
         arrays.cifar("CIFAR10"), statistics=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), sizes=Sizes(10, 3, 50000, 32)
     ),

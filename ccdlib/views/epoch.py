@@ -1,4 +1,4 @@
-"""The epoch as batches of views: images in memory. An image walks from here to the step and the loss."""
+"""An epoch as batches of views, of images in memory."""
 
 import math
 from collections.abc import Iterator
@@ -10,26 +10,26 @@ import torch.nn.functional as F
 from ccdlib.base.streams import stream
 from ccdlib.data.dataset import Dataset
 from ccdlib.views.crops import Crops, crop_and_flip, draw_crops, normalise, rotations
-from ccdlib.views.draws import PerImage
+from ccdlib.views.draws import Drawn
 
 
 class Batch(NamedTuple):
-    """What a step sees: B inputs of N images, views first."""
+    """The inputs of a training step: B inputs of N images, all inputs of the first view first."""
 
     inputs: torch.Tensor  # (B, C, H, W) float32, normalised
-    labels: torch.Tensor  # (B,), or mixed labels (B, classes)
+    labels: torch.Tensor  # (B,) int64, or (B, classes) float32 where the rule mixes
     images: torch.Tensor  # (B,) rows of the training set, on the CPU
-    sizes: tuple[int, ...]  # how many inputs each view has; the first, the originals, has N
-    step: tuple[int, int] = (0, 0)  # epoch and step in it, for random numbers
-    of: tuple[int, int] = (0, 1)  # which pass of how many this is, where the images of a step are spread over several
-    weight: float = 1.0  # how much its loss counts in the step
+    sizes: tuple[int, ...]  # inputs of each view; the first view, of the originals, has N
+    step: tuple[int, int] = (0, 0)  # epoch, and step in it; names the random numbers of a method
+    of: tuple[int, int] = (0, 1)  # this pass, and the number of passes over which the images of a step are spread
+    weight: float = 1.0  # of its loss in that of the step
 
-    def turned(self):
-        """The batch of a method that rotates: all inputs at 0, then at 90, 180 and 270 degrees; labels and images stay."""
+    def turned(self) -> "Batch":
+        """The batch with all inputs at four angles (see rotations), for methods that rotate; the other fields stay."""
         return self._replace(inputs=rotations(self.inputs))
 
-    def kept(self, rows):
-        """Only the inputs `rows`, the originals and some of the second view."""
+    def kept(self, rows: torch.Tensor) -> "Batch":
+        """The batch with only the inputs `rows`: the originals, and some of the second view."""
         where = rows.cpu()
         first = self.sizes[0]
         return self._replace(
@@ -37,32 +37,31 @@ class Batch(NamedTuple):
         )
 
 
-BLOCK = 256  # images whose views are made at once; the arrays of more leave the cache
+BLOCK = 256  # images whose views are made at once; larger arrays do not stay in the cache of a CPU
 
 
 class Part(NamedTuple):
-    """What a process sees at once: rows of images (CPU row numbers), of which (epoch, step), which pass of how many the step
-    has, and how much its loss counts there."""
+    """The images that one process sees in one pass of a step; step, of and weight are those of its Batch."""
 
-    rows: torch.Tensor
+    rows: torch.Tensor  # (n,) rows of the training set, on the CPU
     step: tuple[int, int]
     of: tuple[int, int] = (0, 1)
     weight: float = 1.0
 
 
 def steps_an_epoch(images: int, batch: int) -> int:
-    """Optimiser steps in an epoch of that many training images, at most `batch` of them a step."""
+    """The number of optimiser steps in an epoch of so many training images, at most `batch` of them in a step."""
     return math.ceil(images / batch)
 
 
 class EpochViews:
-    """The views of one epoch: all draws made at its start, from streams that only seed, epoch and view name.
+    """The views of one epoch. All draws are made at its start, from streams that seed, epoch and view alone name.
 
-    Draws belong to images, not to positions in a batch, so arms of one seed share them whatever else differs: an arm with
-    an augmented twin sees the same originals as an arm without, a larger p fires the same ops and more, the first of
-    several twins is the twin of an arm with one, and a larger share gives twins to the same images and more.
+    Draws belong to images and not to places in a batch, so that runs of one seed share them whatever else differs. A run with
+    twins sees the same originals as a run without. A larger p fires the same ops and more. The first of several twins is the
+    twin of a run with one. A larger share gives twins to the same images and to more.
 
-    config: a RunConfig. rank, size: which of how many processes this is that train the run together; each sees its part.
+    config: a RunConfig. epoch: from 0. rank, size: the number of this process, from 0, and how many train the run together.
     """
 
     def __init__(self, config: Any, data: Dataset, epoch: int, rank: int = 0, size: int = 1):
@@ -70,8 +69,8 @@ class EpochViews:
         self.rank, self.size = rank, size
         n, twins = len(data.train_labels), config.twins * self.rule.candidates if self.rule.twins else 0
         self.views = self.rule.base + twins
-        chance = torch.randperm(n, generator=stream(config.draws_seed, "share", epoch))
-        self.has_twin = chance < round(config.share * n)  # (n,)
+        order = torch.randperm(n, generator=stream(config.draws_seed, "share", epoch))
+        self.has_twin = order < round(config.share * n)  # (n,) bool
         self._draw(n, twins)
 
     def _draw(self, n, twins):
@@ -84,47 +83,49 @@ class EpochViews:
         generator = stream(seed, "policy", self.epoch)
         self.draws = [self.rule.draw(n, generator) for _ in range(twins)]
 
-    def drawn(self, v: int, rows: torch.Tensor) -> PerImage | None:
-        """The draws of view v for the images in `rows`; None for a base view."""
+    def drawn(self, v: int, rows: torch.Tensor) -> Drawn | None:
+        """The draws of view `v` for the images `rows` (n,); None for a base view, which has only a crop."""
         return None if v < self.rule.base else self.draws[v - self.rule.base][rows]
 
     def parts(self) -> list[Part]:
-        """The parts of this process, in their order: a step's images are spread over its passes and the processes."""
+        """The parts of this process, in order: the images of a step are spread over its passes and over the processes."""
         n, config = len(self.data.train_labels), self.config
         order = torch.randperm(n, generator=stream(config.draws_seed, "order", self.epoch))
         parts = []
-        # Steps of nearly equal size: no last batch of one image, on which batch norm fails.
+        # Steps of nearly equal size, because batch norm fails on a last step of one image.
         for step, rows in enumerate(order.tensor_split(steps_an_epoch(n, config.batch))):
             for k, shared in enumerate(rows.tensor_split(config.accumulate)):
                 mine = shared.tensor_split(self.size)[self.rank]
                 weight = 1.0
-                if len(mine) < len(rows):  # its share of the inputs; gradients are averaged over the processes
+                if len(mine) < len(rows):  # the share of its inputs, times the processes, over which gradients are averaged
                     weight = self.size * self._inputs(mine) / self._inputs(rows)
                 parts.append(Part(mine, (self.epoch, step), (k, config.accumulate), weight))
         return parts
 
     def _inputs(self, rows):
-        """How many views these images have, up to a constant factor."""
+        """The number of inputs of these images, up to a constant factor."""
         return self.rule.base * len(rows) + (self.views - self.rule.base) * int(self.has_twin[rows].sum())
 
     def batches(self) -> Iterator[Batch]:
-        """The Batch of every step of the epoch, or of every pass of it, in their order."""
+        """The batches of this process: one for each pass of each step, in order."""
         parts = self.parts()
         at_once = max(1, BLOCK // self.config.batch)
         for first in range(0, len(parts), at_once):
             yield from self._made(parts[first : first + at_once])
 
     def batch(self, rows: torch.Tensor, step: int = 0) -> Batch:
-        """The Batch of the images in `rows` (CPU row numbers), views first; B is views * len(rows), or fewer where only a
-        share of the images has twins."""
+        """The Batch of the images `rows` (n,), row numbers on the CPU; step: its number in the epoch.
+
+        B is views * n, or less where only a share of the images has twins.
+        """
         return next(self._made([Part(rows, (self.epoch, step))]))
 
     def _owners(self, part):
-        """The rows of the images that have each view."""
+        """For each view, the rows of the images of the part that have it."""
         return [part.rows if v < self.rule.base else part.rows[self.has_twin[part.rows]] for v in range(self.views)]
 
     def _made(self, parts):
-        """The Batches of `parts`. Crops and ops work on the images of all at once, because an op on a few is all overhead."""
+        """The batches of `parts`. Crops and ops take the images of all parts at once: on few images an op is all overhead."""
         owners = zip(*map(self._owners, parts), strict=True)
         views = []
         for v, rows in enumerate(owners):
@@ -143,7 +144,7 @@ class EpochViews:
         return Batch(inputs, labels, torch.cat(owners), tuple(map(len, owners)), part.step, part.of, part.weight)
 
     def _view(self, v, rows):
-        """View v of the images in `rows`, and its labels: (n,), or (n, classes) of all views where some are mixed."""
+        """View v of the images `rows`, and its labels: (n,), or (n, classes) where the rule mixes, also of base views."""
         rule, draws = self.rule, self.drawn(v, rows)
         labels, images = self._labels(rows), self._images(v, rows, draws)
         if not rule.mixes:
@@ -160,7 +161,7 @@ class EpochViews:
         return self.data.train_labels[rows.to(self.data.train_labels.device, non_blocking=True)]
 
     def _images(self, v, rows, draws):
-        """The images in `rows`, cropped as in view v and, by `draws`, augmented before or after that."""
+        """The images `rows`, cropped as in view v and, by `draws`, augmented before or after the crop."""
         images = self.data.train_images.index_select(0, rows.to(self.data.train_images.device, non_blocking=True))
         crops, applies = self.crops[v][rows], draws is not None and not self.rule.mixes  # mixing comes after the crop
         if applies and self.config.jda == "after crop":

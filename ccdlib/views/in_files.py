@@ -1,4 +1,4 @@
-"""The epoch as batches of views: images in files, decoded, cropped and augmented by workers, but for what comes after the crop."""
+"""An epoch as batches of views, of images in files: workers decode and crop them, and apply what comes before the crop."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,23 +9,23 @@ from ccdlib.base.registry import CcdError
 from ccdlib.base.streams import stream
 from ccdlib.data.dataset import Dataset
 from ccdlib.data.files import loaded, tensor
-from ccdlib.views.draws import PerImage, joined
+from ccdlib.views.draws import Drawn, joined
 from ccdlib.views.epoch import Batch, EpochViews
 from ccdlib.views.rules import VIEWS, ViewRule
 
 
 class FileViews(EpochViews):
-    """The views of one epoch of images that are in files.
+    """The views of one epoch of images in files.
 
-    Every draw comes from a stream of its own for seed, epoch, view and image, so that it is the same whichever process or
-    worker makes the view.
+    Every draw has its own stream, named by seed, epoch, view and image, so that it is the same in whichever process or worker
+    the view is made.
     """
 
     def _draw(self, n, twins):
-        """Every image has its own streams here."""
+        """Nothing is drawn at the start of the epoch, because every image has its own streams."""
 
-    def drawn(self, v: int, rows: torch.Tensor) -> PerImage | None:
-        """The draws of view v for the images in `rows`; None for a base view."""
+    def drawn(self, v: int, rows: torch.Tensor) -> Drawn | None:
+        """The draws of view `v` for the images `rows` (n,); None for a base view."""
         if v < self.rule.base:
             return None
         seed = self.config.draws_seed
@@ -33,7 +33,7 @@ class FileViews(EpochViews):
         return joined(draws)
 
     def batches(self) -> Iterator[Batch]:
-        """The Batch of every step of the epoch, or of every pass of it, in their order."""
+        """The batches of this process: one for each pass of each step, in order."""
         yield from self._made(self.parts())
 
     def _made(self, parts):
@@ -43,7 +43,7 @@ class FileViews(EpochViews):
             parts, loaded(images, [part.rows.tolist() for part in parts], together, data.workers), strict=True
         ):
             owners, images = self._owners(part), []
-            for views, draws in by_view:  # fewer than self.views where none of the images has a twin
+            for views, draws in by_view:  # only the base views where none of the images has a twin
                 here = views.to(labels.device, non_blocking=True)
                 images.append(here if draws is None else self.rule.apply(here, draws))
             rows = torch.cat(owners[: len(images)]).to(labels.device, non_blocking=True)
@@ -51,14 +51,14 @@ class FileViews(EpochViews):
 
 
 class _OfFile:
-    """What a worker makes of a training image in an epoch: its views (3, side, side) uint8, and what is still to be applied."""
+    """The training images of an epoch as workers make them: by row, the views and the draws that are still to be applied."""
 
     def __init__(self, config, data, epoch, has_twin, views, drawn):
         self.config, self.data, self.epoch, self.has_twin, self.views = config, data, epoch, has_twin, views
         self.rule, self.drawn = config.rule, drawn
 
     def __getitem__(self, row):
-        """[(view, its draws for the device, or None), ...] of the image in `row`; the original first."""
+        """[(view (3, side, side) uint8, draws to apply on the device, or None), ...] of the image `row`; the original first."""
         image, seen = self.data.read(self.data.train_files[row]), []
         for v in range(self.views if self.has_twin[row] else self.rule.base):
             whole, draws = image, self.drawn(v, [row])
@@ -68,7 +68,7 @@ class _OfFile:
         return seen
 
     def _base(self, image, v, row):
-        from ccdlib.base.vision import torchvision  # it takes a second to import
+        from ccdlib.base.vision import torchvision
 
         crop, functional = torchvision.transforms.RandomResizedCrop, torchvision.transforms.functional
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
@@ -79,8 +79,8 @@ class _OfFile:
         return tensor(functional.hflip(view) if flipped else view)
 
 
-def together(images: list) -> list:
-    """What _OfFile made of several images, by view: [(views (n, 3, side, side), draws or None), ...]."""
+def together(images: list[list[tuple]]) -> list[tuple[torch.Tensor, Drawn | None]]:
+    """The views of several images, as a worker made them, by view: [(views (n, 3, side, side), draws or None), ...]."""
     by_view = []
     for v in range(max(map(len, images))):
         views, draws = zip(*(seen[v] for seen in images if len(seen) > v), strict=True)
@@ -89,12 +89,12 @@ def together(images: list) -> list:
 
 
 def epoch_views(config: Any, data: Dataset, epoch: int, rank: int = 0, size: int = 1) -> EpochViews:
-    """The views of an epoch (from 0) of a data set, in memory or in files; see EpochViews."""
+    """The views of an epoch of a data set in memory or in files; arguments as in EpochViews."""
     return (FileViews if data.in_files else EpochViews)(config, data, epoch, rank, size)
 
 
 def check_views(config: Any) -> None:
-    """Raise CcdError for views that cannot be made of images that are still in their files."""
+    """Raise CcdError where the views of `config`, a RunConfig, cannot be made of images in files, which have many sizes."""
 
     def possible(rule: ViewRule, jda: str) -> bool:
         return rule.crops and not rule.mixes and (not rule.twins or rule.whole_images or jda == "after crop")

@@ -1,4 +1,4 @@
-"""Two images in one, which JDA is compared with: Mixup, CutMix and CutMixPick."""
+"""Mixed images, with which JDA is compared: Mixup, CutMix and CutMixPick."""
 
 from dataclasses import asdict, dataclass
 
@@ -11,43 +11,43 @@ from ccdlib.views.rules import VIEWS, ViewRule
 
 @dataclass(frozen=True)
 class MixDraws(PerImage):
-    """What a Mix will do to N images: the partner's row (N,), the image's own share (N,) in 0..1, the box's centre (N, 2)."""
+    """Draws of a Mix for N images."""
 
-    partners: torch.Tensor
-    shares: torch.Tensor
-    centres: torch.Tensor
+    partners: torch.Tensor  # (N,) the row of the second image
+    shares: torch.Tensor  # (N,) the share of the first image, in 0..1
+    centres: torch.Tensor  # (N, 2) the centre of the box, (row, column), as fractions of height and width
 
 
 @dataclass(frozen=True)
 class Mix(ViewRule):
-    """Two images in one, and their labels mixed in the same shares; the share is Beta(1, 1), which is uniform.
+    """Two images in one, and their labels mixed in the same shares. The share is drawn from Beta(1, 1), which is uniform.
 
-    boxes False: Mixup (Zhang et al., ICLR 2018), share * a + (1 - share) * b. boxes True: CutMix (Yun et al., ICCV 2019), a
-    box of (1 - share) of the area, cut off at the image's edges, comes from b. candidates: how many are made for one
-    that is kept, those of which the teacher is least certain (CutMixPick: Wang et al., NeurIPS 2022).
+    Mixup (Zhang et al., ICLR 2018): share * a + (1 - share) * b. CutMix (Yun et al., ICCV 2019): a box of (1 - share) of the
+    area comes from b; it is clipped at the edges of the image, and labels get the shares of the pixels. CutMixPick (Wang et
+    al., NeurIPS 2022): CutMix with several candidates for each twin, of which the teacher's least certain one is kept.
     """
 
     name: str
-    boxes: bool
+    boxes: bool  # True: CutMix; False: Mixup
     candidates: int = 1
     twins = True
     mixes = True
 
-    def facts(self):
-        """What names a run: all of it."""
+    def facts(self) -> dict:
+        """What names a run: every field."""
         return {"augmentation": asdict(self)}
 
-    def draw(self, n, generator):
-        """Draws for n images from `generator` (a torch.Generator on the CPU); partners are a permutation of them."""
+    def draw(self, n: int, generator: torch.Generator) -> MixDraws:
+        """Draws for n images from `generator` (on the CPU); the partners are a permutation of them."""
         partners = torch.randperm(n, generator=generator)
         return MixDraws(partners, torch.rand(n, generator=generator), torch.rand((n, 2), generator=generator))
 
-    def partners_of(self, draws):
-        """The training row (N,) of the second image of each."""
+    def partners_of(self, draws: MixDraws) -> torch.Tensor:
+        """The training row (N,) of the second image of each twin."""
         return draws.partners
 
-    def apply(self, images, draws, partners=None):
-        """Mixed images (N, C, H, W) uint8 of images and partners, both (N, C, H, W) uint8."""
+    def apply(self, images: torch.Tensor, draws: MixDraws, partners: torch.Tensor | None = None) -> torch.Tensor:
+        """Mixed images (N, C, H, W) uint8 of `images` and `partners`, both (N, C, H, W) uint8. Errors: see check_images."""
         check_images(images)
         if not self.boxes:
             part = draws.shares.to(images.device)[:, None, None, None]
@@ -55,8 +55,8 @@ class Mix(ViewRule):
         from_partner = self._boxes(draws, *images.shape[2:]).to(images.device)  # (N, H, W)
         return torch.where(from_partner[:, None], partners, images)
 
-    def shares(self, draws, height, width):
-        """The first images' shares (N,) float32 of images of that size, in pixels."""
+    def shares(self, draws: MixDraws, height: int, width: int) -> torch.Tensor:
+        """The share (N,) float32 of each first image; of a box, by the pixels of images of that height and width."""
         return 1 - self._boxes(draws, height, width).float().mean((1, 2)) if self.boxes else draws.shares
 
     @staticmethod

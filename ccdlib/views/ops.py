@@ -1,13 +1,14 @@
-"""Pixel operations (ops), batched on the device: one row of OPS each.
+"""Ops: pixel operations on batches of images, on their device. Each is a row of OPS.
 
 Images are uint8 tensors (N, C, H, W) with C = 1 (grey) or 3 (RGB). Every op gives exactly the pixels that Pillow gives, because
-Pillow makes its tables: an index image warped once becomes a gather table (nearest-neighbour geometry), and `Image.blend` run on
-all 256 x 256 pairs of values becomes the table of the enhance ops. What remains (histograms, the 3 x 3 smoothing, the bicubic
-shear) is written in the same integer or float64 arithmetic.
+Pillow makes its tables: an image of indices, moved once, becomes the table of an op that moves pixels to their nearest
+neighbours, and `Image.blend` of all 256 x 256 pairs of values becomes the table of the ops of ImageEnhance. The rest
+(histograms, the 3 x 3 smoothing, the bicubic shear) is written in the integer or float64 arithmetic of Pillow.
 
 Source: the ops and magnitudes of Cubuk et al., AutoAugment, CVPR 2019.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -18,43 +19,41 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from ccdlib.base.registry import CcdError, Registry
 
-GREY = 128  # what an op that moves pixels puts where no pixel comes from
-
-
-LEVELS = 10
+GREY = 128  # fills pixels into which an op moves nothing
+LEVELS = 10  # of magnitude
 
 
 class Op(NamedTuple):
-    """One row: `function(images, magnitude)` and its range over the ten levels; level 0 of a range changes nothing."""
+    """One op: a function, and the range of its magnitude over the ten levels."""
 
-    function: Any
-    low: float | None = None  # None: the op has no magnitude
-    high: float | None = None
-    signed: bool = False
-    colour_only: bool = False  # the identity on grey images
-    whole: bool = False  # magnitudes are rounded to whole numbers
+    function: Callable[[torch.Tensor, float | None], torch.Tensor]  # (images, magnitude) -> images, (N, C, H, W) uint8
+    low: float | None = None  # the magnitude at level 0, at which the op changes nothing; None: the op has no magnitude
+    high: float | None = None  # the magnitude at level 9
+    signed: bool = False  # whether the magnitude gets a sign
+    colour_only: bool = False  # whether it leaves grey images as they are
+    whole: bool = False  # whether magnitudes are rounded to whole numbers
 
-    def magnitude(self, level):
-        """The magnitude at `level` in 0..9, by ten equal steps; None for an op without one."""
+    def magnitude(self, level: int) -> float | None:
+        """The magnitude at `level` in 0..9, by equal steps; None for an op without one."""
         if self.low is None:
             return None
         value = _steps(self.low, self.high)[level]
         return round(value) if self.whole else value
 
-    def is_identity(self, level, channels=3):
-        """Whether the op at `level` leaves every image with that many channels as it is."""
+    def is_identity(self, level: int, channels: int = 3) -> bool:
+        """Whether the op at `level` leaves every image with so many channels as it is."""
         return (self.low is not None and self.magnitude(level) == self.low) or (self.colour_only and channels == 1)
 
 
 @cache
 def _steps(low, high):
-    """The magnitudes of all levels, to the bit those of numpy's linspace, which published code takes."""
+    """The magnitudes of all levels; by numpy's linspace, because published code takes its bits."""
     return np.linspace(low, high, LEVELS).tolist()
 
 
 @cache
 def _blend_table(factor, device):
-    """(65536,) uint8: entry 256 a + b is Pillow's blend(a, b, factor), the arithmetic of every enhance op."""
+    """(65536,) uint8: entry 256 a + b is Pillow's blend(a, b, factor), the arithmetic of all ops of ImageEnhance."""
     a, b = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8), indexing="ij")
     blended = Image.blend(Image.fromarray(a), Image.fromarray(b), factor)
     return torch.from_numpy(np.array(blended)).flatten().to(device)
@@ -62,7 +61,7 @@ def _blend_table(factor, device):
 
 @cache
 def _point_table(name, argument, device):
-    """(256,) uint8: a point op of Pillow's ImageOps, run on the grey values 0..255."""
+    """(256,) uint8: an op of Pillow's ImageOps that maps each value by itself, applied to the values 0..255."""
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     operation = getattr(ImageOps, name)
     return torch.from_numpy(np.array(operation(ramp, *argument))).flatten().to(device)
@@ -70,7 +69,7 @@ def _point_table(name, argument, device):
 
 @cache
 def _gather_table(kind, amount, height, width, device):
-    """(H * W,) int64: which input pixel Pillow puts at each output pixel by nearest neighbour; H * W where none."""
+    """(H * W,) int64: the input pixel that Pillow moves to each output pixel, by nearest neighbour; H * W for none."""
     nowhere = height * width
     index = Image.fromarray(np.arange(nowhere, dtype=np.int32).reshape(height, width))
     if kind == "rotate":
@@ -84,7 +83,8 @@ def _gather_table(kind, amount, height, width, device):
 
 @cache
 def _shear_table(axis, amount, height, width, device):
-    """Four taps (4, H * W) int64, fraction (H * W,) float64 and inside (H * W,) bool of a bicubic shear along `axis`.
+    """A bicubic shear along `axis`: the four input pixels (4, H * W) int64 of each output pixel, the fraction (H * W,) float64
+    of its position between the middle two, and whether that is inside of the image (H * W,) bool.
 
     Pixel (x, y) reads position x + 1/2 + amount (y + 1/2) of its row ("x"), or the same with x and y exchanged ("y").
     """
@@ -101,12 +101,12 @@ def _shear_table(axis, amount, height, width, device):
 
 
 def _lookup(table, indices):
-    """table[indices] for a table of one dimension."""
+    """table[indices] for a table of one dimension; index_select is faster."""
     return table.index_select(0, indices.flatten()).view(indices.shape)
 
 
 def _gather(images, table):
-    flat = F.pad(images.flatten(2), (0, 1), value=GREY)  # a pixel from nowhere is grey
+    flat = F.pad(images.flatten(2), (0, 1), value=GREY)  # index H * W: no pixel
     return flat.gather(2, table.expand(*flat.shape[:2], -1)).view(images.shape)
 
 
@@ -117,7 +117,8 @@ def _translate(axis):
     return translate
 
 
-def rotate(images, magnitude):
+def rotate(images: torch.Tensor, magnitude: float) -> torch.Tensor:
+    """Images (N, C, H, W) uint8, rotated by `magnitude` degrees counter-clockwise about their centre."""
     return _gather(images, _gather_table("rotate", magnitude, *images.shape[2:], images.device))
 
 
@@ -126,8 +127,8 @@ def _shear(axis):
         taps, d, inside = _shear_table(axis, magnitude, *images.shape[2:], images.device)
         flat = images.flatten(2).short()
         v1, v2, v3, v4 = (flat.gather(2, tap.expand_as(flat)) for tap in taps)  # each (n, C, H * W)
-        # Cubic convolution (Keys 1981, a = -1) as a polynomial in the fraction d; Pillow cuts the result off. The
-        # coefficients are whole numbers, so they are exact in sixteen bits; the steps of the polynomial are float64's.
+        # Cubic convolution (Keys 1981, a = -1) as a polynomial in the fraction d, whose result Pillow clips and truncates. The
+        # coefficients are whole numbers and exact in sixteen bits; the steps of the polynomial need Pillow's float64.
         value = (v2 - v1 + v4 - v3).double()
         for coefficient in (2 * (v1 - v2) + v3 - v4, v3 - v1, v2):
             value.mul_(d).add_(coefficient)
@@ -144,7 +145,7 @@ def _point(name, argument=lambda magnitude: ()):
 
 
 def _grey(images):
-    """(n, 1, H, W) int32 luma in Pillow's integer arithmetic (ITU-R 601-2)."""
+    """The luma (N, 1, H, W) int32 of images, in Pillow's integer arithmetic (ITU-R 601-2)."""
     if images.shape[1] == 1:
         return images.int()
     r, g, b = images.int().split(1, dim=1)
@@ -176,13 +177,13 @@ def _sharpness(images, magnitude):
         pixels = images.short()
         rows = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]
         window = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-        # Nine ones and four more for the centre: weight 13, rounded to the nearest whole number.
+        # The kernel has nine ones and four more at the centre; its sum is 13, and Pillow rounds to nearest.
         smooth[:, :, 1:-1, 1:-1] = (2 * (window + 4 * pixels[:, :, 1:-1, 1:-1]) + 13) // 26
     return _blend(smooth, images, magnitude)
 
 
 def _apply_tables(images, tables):
-    """Each image channel through its own table; tables (n, C, 256) uint8."""
+    """Images whose every channel is mapped by its own table; tables (N, C, 256) uint8."""
     own = 256 * torch.arange(tables.shape[0] * tables.shape[1], dtype=torch.int, device=images.device)
     return _lookup(tables.flatten(), images + own.view(*images.shape[:2], 1, 1))
 
@@ -190,7 +191,7 @@ def _apply_tables(images, tables):
 def _autocontrast(images, magnitude):
     flat = images.flatten(2)
     low, high = flat.amin(2, keepdim=True).double(), flat.amax(2, keepdim=True).double()  # (n, C, 1)
-    # torch.div, because `255 / tensor` is a reciprocal and a product: two roundings where Pillow has one.
+    # Not `255 / tensor`, which is a reciprocal and a product: two roundings where Pillow has one.
     scale = torch.div(torch.full_like(low, 255), (high - low).clamp(min=1))
     ramp = torch.arange(256, dtype=torch.float64, device=images.device)
     stretched = (ramp * scale + (-low * scale)).clamp(0, 255)
@@ -202,7 +203,7 @@ def _equalize(images, magnitude):
     counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.int, device=images.device)
     counts.scatter_add_(2, flat, torch.ones((), dtype=torch.int, device=images.device).expand_as(flat))
     ramp = torch.arange(256, device=images.device)
-    last = counts.gather(2, flat.amax(2, keepdim=True))  # how many pixels have the largest value
+    last = counts.gather(2, flat.amax(2, keepdim=True))  # the number of pixels that have the largest value
     step = (flat.shape[2] - last) // 255
     below = counts.cumsum(2) - counts
     spread = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
@@ -210,13 +211,11 @@ def _equalize(images, magnitude):
 
 
 def _row(name: str, function: Any, **options) -> Op:
-    """The Op of a row; a function that moves or changes pixels, (images, magnitude) -> images, with the range of its magnitude."""
+    """The Op of a row: an Op, or a function of (images, magnitude) with the other fields of an Op as options."""
     return function if isinstance(function, Op) else Op(function, **options)
 
 
 OPS = Registry("op", _row, low=None, high=None, signed=False, colour_only=False, whole=False)
-
-
 OPS.update(
     shearX=Op(_shear("x"), 0, 0.3, signed=True),
     shearY=Op(_shear("y"), 0, 0.3, signed=True),
@@ -235,8 +234,11 @@ OPS.update(
 )
 
 
-def apply_op(images, name, level, sign=1):
-    """Op `name` at `level` (0..9) with `sign` (+1 or -1, for signed ops) on images (N, C, H, W) uint8."""
+def apply_op(images: torch.Tensor, name: str, level: int, sign: int = 1) -> torch.Tensor:
+    """Op `name`, at `level` in 0..9, on images (N, C, H, W) uint8.
+
+    sign: +1 or -1, for signed ops. Errors: CcdError for an unknown op, another level, and images of another type or shape.
+    """
     op = OPS[name]
     check_level(name, level)
     check_images(images)
@@ -246,10 +248,10 @@ def apply_op(images, name, level, sign=1):
     return op.function(images, sign * magnitude if op.signed else magnitude)
 
 
-def pillow_op(image, name, level, sign=1):
-    """apply_op on one Pillow image, by Pillow itself: for images of many sizes, of which no tables can be kept.
+def pillow_op(image: Image.Image, name: str, level: int, sign: int = 1) -> Image.Image:
+    """apply_op() on one Pillow image, with the same pixels.
 
-    A reader's own op is applied to the image as a tensor.
+    Pillow itself does it, because images of many sizes would need too many tables; a reader's own op gets a tensor.
     """
     op = OPS[name]
     check_level(name, level)
@@ -276,12 +278,13 @@ _MOVES = {  # (magnitude, width, height) -> affine matrix and resampling
 }
 
 
-def check_level(name, level):
+def check_level(name: str, level: int) -> None:
+    """Raise CcdError unless `level`, of op `name`, is a whole number from 0 to 9."""
     if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < LEVELS:
         raise CcdError(f"level {level!r} of op {name!r}: allowed are the whole numbers 0 to {LEVELS - 1}")
 
 
-def check_images(images):
+def check_images(images: torch.Tensor) -> None:
     """Raise CcdError unless `images` is a uint8 tensor (N, C, H, W) with one or three channels."""
     if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8 or images.ndim != 4:
         given = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__

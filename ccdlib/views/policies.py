@@ -1,14 +1,13 @@
-"""Policies: Joint Data Augmentation (JDA), and RandAugment and TrivialAugment, which it is compared with.
+"""Policies: Joint Data Augmentation (JDA), and RandAugment and TrivialAugment, with which it is compared.
 
-A policy is data, and the draws of a batch are a value, made apart from their application.
-
-Source: the JDA of Li et al., ACCV 2022, with the magnitudes of Cubuk et al., AutoAugment, CVPR 2019.
+Sources: the JDA of Li et al., ACCV 2022, with the magnitudes of Cubuk et al., AutoAugment, CVPR 2019.
 """
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
 import torch
+from PIL import Image
 
 from ccdlib.base.registry import CcdError, Subset, unknown
 from ccdlib.views.draws import PerImage
@@ -18,18 +17,18 @@ from ccdlib.views.rules import VIEWS, ViewRule
 
 @dataclass(frozen=True)
 class Draws(PerImage):
-    """What a policy will do to N images: which steps fire (N, S) bool, and the signs (N, S) of those that have one."""
+    """Draws of a Policy of S steps for N images."""
 
-    fires: torch.Tensor
-    signs: torch.Tensor
+    fires: torch.Tensor  # (N, S) bool: whether the step fires
+    signs: torch.Tensor  # (N, S) +1 or -1, for the steps whose op is signed
 
 
 @dataclass(frozen=True)
 class Policy(ViewRule):
-    """Ops at fixed levels, walked in order, each firing independently with probability p (Li et al., ACCV 2022).
+    """Steps (op, level) in a fixed order, each of which fires independently with probability p (Li et al., ACCV 2022).
 
-    A step whose level is None is left out: its draws are made and nothing comes of them, so that a policy with fewer
-    ops stays paired, draw by draw, with the whole one.
+    A step whose level is None is left out: its draws are made and have no effect, so that a policy with fewer ops has the same
+    draws as the whole one. Errors: CcdError for a p outside of 0..1, an unknown op, and a level outside of 0..9.
     """
 
     name: str
@@ -48,31 +47,34 @@ class Policy(ViewRule):
                 check_level(name, level)
 
     @property
-    def ops(self):
-        """The names of its ops."""
+    def ops(self) -> tuple[str, ...]:
+        """The names of its ops, each once."""
         return tuple(dict.fromkeys(name for name, _ in self.steps))
 
-    def facts(self):
-        """What names a run: steps and p; the policy's own name is only how they are called."""
+    def facts(self) -> dict:
+        """What names a run: steps and p."""
         return {"steps": self.steps, "p": self.p}
 
-    def with_knobs(self, p=None, ops=None):
-        """The policy at another probability, or with some of its ops only."""
+    def with_knobs(self, p: float | None = None, ops: Iterable[str] | None = None) -> "Policy":
+        """The policy with another p where it is given, and with only the ops `ops` where they are; see with_p() and only()."""
         policy = self if ops is None else self.only(ops)
         return policy if p is None else policy.with_p(p)
 
-    def draw(self, n, generator):
-        """Draws for n images from `generator` (a torch.Generator on the CPU).
+    def draw(self, n: int, generator: torch.Generator) -> Draws:
+        """Draws for n images from `generator` (on the CPU).
 
-        A larger p makes the same steps fire and more, so sweeps of p are paired as well.
+        With a larger p the same steps fire and more, so that runs that differ in p are paired as well.
         """
         shape = (n, len(self.steps))
         fires = torch.rand(shape, generator=generator) < self.p
         signs = torch.where(torch.rand(shape, generator=generator) < 0.5, -1, 1)
         return Draws(fires, signs)
 
-    def apply(self, images, draws, partners=None):
-        """Augmented copies of images (N, C, H, W) uint8, on their own device, by draws of the same N."""
+    def apply(self, images: torch.Tensor, draws: Draws, partners: torch.Tensor | None = None) -> torch.Tensor:
+        """Twins of images (N, C, H, W) uint8, on their own device, by the draws for these N.
+
+        Errors: CcdError for images of another type or shape, and for draws of another number of images or steps.
+        """
         check_images(images)
         if draws.fires.shape != (len(images), len(self.steps)):
             raise CcdError(
@@ -81,54 +83,52 @@ class Policy(ViewRule):
             )
         out = images.clone()
         for k, (name, level) in enumerate(self.steps):
-            op = OPS[name]
-            if level is None or op.is_identity(level, images.shape[1]):
+            if not _changes(name, level, images.shape[1]):
                 continue
-            for sign in (1, -1) if op.signed else (None,):
+            for sign in (1, -1) if OPS[name].signed else (None,):
                 chosen = draws.fires[:, k] if sign is None else draws.fires[:, k] & (draws.signs[:, k] == sign)
                 rows = chosen.nonzero().flatten().to(images.device, non_blocking=True)
                 if len(rows):
                     out.index_copy_(0, rows, apply_op(out.index_select(0, rows), name, level, sign or 1))
         return out
 
-    def apply_to(self, image, draws):
-        """The augmented copy of one Pillow image of any size, RGB or grey, by draws of one image: the pixels of apply."""
+    def apply_to(self, image: Image.Image, draws: Draws) -> Image.Image:
+        """The twin of one Pillow image of any size, RGB or grey, by draws for one image; it has the pixels of apply()."""
         for k, (name, level) in enumerate(self.steps):
-            if level is not None and draws.fires[0, k] and not OPS[name].is_identity(level, len(image.getbands())):
+            if draws.fires[0, k] and _changes(name, level, len(image.getbands())):
                 image = pillow_op(image, name, level, int(draws.signs[0, k]))
         return image
 
-    def fired(self, draws, channels=3):
-        """For each image the ops, in words, that change it by these draws: [["solarize", "shearX +"], ...]."""
+    def fired(self, draws: Draws, channels: int = 3) -> list[list[str]]:
+        """For each image, the ops that change it by these draws, with their signs: [["solarize", "shearX +"], ...]."""
         signs = {1: " +", -1: " -"}
-        changing = [
-            (k, name)
-            for k, (name, level) in enumerate(self.steps)
-            if level is not None and not OPS[name].is_identity(level, channels)
-        ]
+        changing = [(k, name) for k, (name, level) in enumerate(self.steps) if _changes(name, level, channels)]
         return [
             [name + (signs[int(sign[k])] if OPS[name].signed else "") for k, name in changing if fires[k]]
             for fires, sign in zip(draws.fires, draws.signs, strict=True)
         ]
 
-    def with_p(self, p):
-        """The same steps at another probability."""
+    def with_p(self, p: float) -> "Policy":
+        """The policy with another probability p."""
         return replace(self, p=p)
 
-    def only(self, ops):
-        """The same walk with all steps left out whose op is not in `ops`; CcdError for an op that the policy lacks."""
+    def only(self, ops: Iterable[str]) -> "Policy":
+        """The policy without the steps whose op is not in `ops`. Errors: CcdError for an op that the policy does not have."""
         for op in ops:
             if op not in dict(self.steps):
                 raise unknown(f"op of policy {self.name!r}", op, dict(self.steps))
         return replace(self, steps=tuple((name, level if name in ops else None) for name, level in self.steps))
 
-    def effective(self, channels=3):
-        """The steps (op, level) that can change an image with that many channels."""
-        return [(name, k) for name, k in self.steps if k is not None and not OPS[name].is_identity(k, channels)]
+    def effective(self, channels: int = 3) -> list[tuple[str, int]]:
+        """The steps (op, level) that can change an image with so many channels."""
+        return [(name, level) for name, level in self.steps if _changes(name, level, channels)]
 
-    def describe(self, channels=3):
-        """Facts about the policy: a dict with the expected number of ops that change an image, the probability that
-        none does, and the steps that never do (on grey images, channels = 1, `color` is one of them)."""
+    def describe(self, channels: int = 3) -> dict:
+        """Facts about the policy, for images with so many channels.
+
+        expected_ops: the expected number of ops that change an image; p_no_op: the probability that none does; identities: the
+        steps that never change one (such as `color` on grey images, channels = 1).
+        """
         changing = self.effective(channels)
         effective = len(changing)
         same = [f"{name} {k}" for name, k in self.steps if k is not None and (name, k) not in changing]
@@ -141,6 +141,11 @@ class Policy(ViewRule):
             "p_no_op": (1 - self.p) ** effective,
             "identities": same,
         }
+
+
+def _changes(name, level, channels):
+    """Whether a step can change an image with so many channels."""
+    return level is not None and not OPS[name].is_identity(level, channels)
 
 
 def _policy(name, p, text):
@@ -172,15 +177,15 @@ for _row in (
     VIEWS[_row.name] = _row
 
 
-POLICIES = Subset(VIEWS, "policy", lambda rule: "ops" in rule.knobs)  # live: a reader's policy is one at once
+POLICIES = Subset(VIEWS, "policy", lambda rule: "ops" in rule.knobs)
 
 
 def policy_named(name: str, p: float | None = None, ops: Iterable[str] | None = None) -> Policy:
-    """The policy `name`, at probability `p` and with only the ops `ops` when they are given. Errors: CcdError."""
+    """The policy `name`, with p and ops as in Policy.with_knobs. Errors: CcdError for an unknown policy or op, and for p."""
     return POLICIES[name].with_knobs(p=p, ops=ops)
 
 
-# RandAugment's own list: an op that is added to the kit changes nothing here.
+# Listed here, so that an op that is added to the kit does not change RandAugment.
 RANDAUGMENT = (
     *("identity", "shearX", "shearY", "translateX", "translateY", "rotate", "color", "contrast", "sharpness", "brightness"),
     *("posterize", "solarize", "autocontrast", "equalize"),
@@ -189,41 +194,41 @@ RANDAUGMENT = (
 
 @dataclass(frozen=True)
 class SampledDraws(PerImage):
-    """What a Sampled will do to N images: which of its ops (N, K), at which level (N, K), with which sign (N, K)."""
+    """Draws of a Sampled of K ops an image for N images."""
 
-    ops: torch.Tensor
-    levels: torch.Tensor
-    signs: torch.Tensor
+    ops: torch.Tensor  # (N, K) places in the list of ops
+    levels: torch.Tensor  # (N, K) 0..9
+    signs: torch.Tensor  # (N, K) +1 or -1
 
 
 @dataclass(frozen=True)
 class Sampled(ViewRule):
-    """`count` ops an image, each drawn uniformly from `ops` for that image alone, at `level` or, when None, at a uniform one.
+    """Ops that are drawn uniformly for each image alone: RandAugment and TrivialAugment.
 
-    RandAugment (Cubuk et al., 2020) and TrivialAugment (Mueller & Hutter, ICCV 2021) over RandAugment's 14 ops, "identity"
-    among them, with the ranges of OPS; rotation has both signs here.
+    RandAugment: Cubuk et al., 2020. TrivialAugment: Mueller & Hutter, ICCV 2021. Both draw from RandAugment's 14 ops, of which
+    "identity" is one, with the ranges of OPS; rotation has both signs here.
     """
 
     name: str
-    count: int
-    level: int | None = None
+    count: int  # ops of an image
+    level: int | None = None  # None: drawn uniformly for each op
     ops: tuple[str, ...] = RANDAUGMENT
     twins = True
 
-    def facts(self):
-        """What names a run: all of it."""
+    def facts(self) -> dict:
+        """What names a run: every field."""
         return {"augmentation": asdict(self)}
 
-    def draw(self, n, generator):
-        """Draws for n images from `generator` (a torch.Generator on the CPU)."""
+    def draw(self, n: int, generator: torch.Generator) -> SampledDraws:
+        """Draws for n images from `generator` (on the CPU)."""
         shape = (n, self.count)
         ops = torch.randint(len(self.ops), shape, generator=generator)
         levels = torch.randint(LEVELS, shape, generator=generator)
         signs = torch.where(torch.rand(shape, generator=generator) < 0.5, -1, 1)
         return SampledDraws(ops, levels if self.level is None else torch.full(shape, self.level), signs)
 
-    def apply(self, images, draws, partners=None):
-        """Augmented copies of images (N, C, H, W) uint8, on their own device, by draws of the same N."""
+    def apply(self, images: torch.Tensor, draws: SampledDraws, partners: torch.Tensor | None = None) -> torch.Tensor:
+        """Twins of images (N, C, H, W) uint8, on their own device, by the draws for these N. Errors: see check_images."""
         check_images(images)
         out = images.clone()
         for k in range(self.count):
@@ -241,5 +246,5 @@ class Sampled(ViewRule):
         return images if name == "identity" else apply_op(images, name, level, sign)
 
 
-# RandAugment's level is 4 of 0..9 (M = 14 of 30, its setting for CIFAR-100).
+# RandAugment's setting for CIFAR-100, magnitude 14 of 30, is level 4 of 0..9.
 VIEWS.update(randaugment=Sampled("randaugment", 2, 4), trivialaugment=Sampled("trivialaugment", 1))

@@ -1,6 +1,6 @@
-"""What comes with the package: small colour photographs (objects/), and networks trained on them (teachers/).
+"""What comes with the package: small colour photographs (objects/), and teachers trained on them (teachers/).
 
-Both folders say in a README where their content is from, under which licence, and what was changed.
+The README of each folder names the source and the licence of its content, and what was changed.
 """
 
 import csv
@@ -10,17 +10,21 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ccdlib.base.registry import CcdError, unknown
 from ccdlib.data.bundled.objects.rebuild import tiles
 
 HERE = Path(__file__).parent
 OBJECTS, TEACHERS = HERE / "objects", HERE / "teachers"
-PREFIX = "ccdlib:"  # of the names of bundled teachers, where a file could be named
+PREFIX = "ccdlib:"  # tells the name of a bundled teacher from a file
 
 
-def photographs():
-    """(arrays, class names) of the 20 classes of objects/: images uint8 (N, 3, 32, 32), labels int64 (N,)."""
+def photographs() -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The four arrays of objects/ and the names of its 20 classes: images uint8 (N, 3, 32, 32), labels int64 (N,).
+
+    Errors: CcdError for a damaged package.
+    """
     listed, names = _listed()
     arrays = {}
     for split in ("train", "test"):
@@ -30,23 +34,21 @@ def photographs():
     return arrays, names
 
 
-def gallery():
-    """(20, 3, 160, 160) uint8: the first test photograph of each class of objects/, larger, for pictures."""
+def gallery() -> np.ndarray:
+    """Larger copies, (20, 3, 160, 160) uint8, of the first test photograph of each class of objects/, for figures."""
     _, names = _listed()
     shown = [np.asarray(_picture(OBJECTS / "gallery" / f"{name}.jpg")) for name in names]
     return np.stack(shown).transpose(0, 3, 1, 2)
 
 
 def _listed():
-    """(a dict for each photograph, in their order; class names)."""
+    """A dict for each photograph, in their order in the mosaics, and the names of the classes."""
     with open(OBJECTS / "images.csv", newline="") as file:
         listed = list(csv.DictReader(file))
     return listed, tuple(dict.fromkeys(row["label"] for row in listed))
 
 
 def _picture(file):
-    from PIL import Image
-
     try:
         with Image.open(file) as picture:
             return picture.convert("RGB")
@@ -55,13 +57,13 @@ def _picture(file):
 
 
 @lru_cache(maxsize=1)
-def cards():
-    """{name: what is known of a bundled teacher}: model, configuration, data, accuracy, seed, sha256, provenance."""
+def cards() -> dict[str, dict]:
+    """The cards of all bundled teachers by name: model, configuration, data, accuracy, seed, sha256 and provenance."""
     return json.loads((TEACHERS / "cards.json").read_text())
 
 
-def card(file):
-    """What is known of the teacher "ccdlib:NAME"; None for other files. Errors: CcdError for a name that there is not."""
+def card(file: str) -> dict | None:
+    """The card of the bundled teacher "ccdlib:NAME"; None for any other file. Errors: CcdError for an unknown name."""
     if not file.startswith(PREFIX):
         return None
     name = file.removeprefix(PREFIX)
@@ -70,8 +72,8 @@ def card(file):
     return cards()[name]
 
 
-def teacher(file):
-    """The path of the weights of "ccdlib:NAME". Errors: CcdError for a name that there is not, and for a damaged file."""
+def teacher(file: str) -> Path:
+    """The path of the weights of the bundled teacher "ccdlib:NAME". Errors: CcdError for an unknown name or a damaged file."""
     known, path = card(file), TEACHERS / f"{file.removeprefix(PREFIX)}.safetensors"
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != known["sha256"]:
         raise CcdError(f"{path}, which comes with the package, is not what its card says; install the package again")

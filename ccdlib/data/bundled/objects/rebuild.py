@@ -2,24 +2,26 @@
 
     python rebuild.py 101_ObjectCategories.tar.gz DEST
 
-The archive is part of Caltech-101 (https://data.caltech.edu/records/mzrjq-6wc02). images.csv says which photographs were taken,
-in which order. Exit status 1 when an image has other pixels than the bundled one; how many is said.
+The archive is part of Caltech-101 (https://data.caltech.edu/records/mzrjq-6wc02). images.csv lists the photographs in their
+order. The script says how many images have other pixels than the bundled ones; its exit status is 1 where there are any.
 """
 
 import csv
 import sys
 import tarfile
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
 
 HERE = Path(__file__).parent
-COLUMNS, SIDE = 40, 32  # images in a row of a mosaic; pixels
+COLUMNS = 40  # images in a row of a mosaic
+SIDE = 32  # pixels
 
 
-def square(photograph):
-    """The middle square of a photograph, 32 x 32 (Lanczos), RGB."""
+def square(photograph: Image.Image) -> Image.Image:
+    """The middle square of a photograph, RGB, resized to 32 x 32 pixels (Lanczos)."""
     width, height = photograph.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -27,23 +29,23 @@ def square(photograph):
     return photograph.convert("RGB").crop(box).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
-def mosaic(images):
-    """Images (N, 32, 32, 3) uint8 as one picture, row by row; what is left of the last row is black."""
+def mosaic(images: np.ndarray) -> Image.Image:
+    """Images (N, 32, 32, 3) uint8 as one picture, row by row; the rest of the last row is black."""
     rows = -(-len(images) // COLUMNS)
     whole = np.zeros((rows * COLUMNS, SIDE, SIDE, 3), np.uint8)
     whole[: len(images)] = images
     return Image.fromarray(whole.reshape(rows, COLUMNS, SIDE, SIDE, 3).swapaxes(1, 2).reshape(rows * SIDE, COLUMNS * SIDE, 3))
 
 
-def tiles(picture, n):
+def tiles(picture: Image.Image, n: int) -> np.ndarray:
     """The first n images (n, 32, 32, 3) uint8 of a mosaic."""
     pixels = np.asarray(picture.convert("RGB"))
     rows = pixels.shape[0] // SIDE
     return pixels.reshape(rows, SIDE, COLUMNS, SIDE, 3).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)[:n]
 
 
-def main(archive, destination):
-    """Read the archive, write the mosaics, and say how many images are not the bundled ones."""
+def main(archive: str, destination: str) -> NoReturn:
+    """Write the mosaics of `archive` to the folder `destination`, and exit; see above for the status."""
     with open(HERE / "images.csv", newline="") as file:
         listed = list(csv.DictReader(file))
     wanted, squares = {row["source"] for row in listed}, {}
