@@ -26,7 +26,7 @@ class Output(NamedTuple):
 class Initial(NamedTuple):
     """How the weights of a network are drawn."""
 
-    he: bool = True  # convolutions are He normal with fan-out (He et al. 2015), their biases 0; False: PyTorch's uniform default
+    he: bool = True  # convolutions: He normal, fan-out (He et al. 2015), with biases 0; False: PyTorch's uniform default
     std: float | None = None  # of the normal weights of linear layers; None: PyTorch's uniform default
     zero_bias: bool = False  # whether the biases of linear layers are 0
 

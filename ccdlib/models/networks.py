@@ -44,7 +44,7 @@ def _wrn(depth, widen):
 def _vgg(convolutions):
     """A VGG with so many 3 x 3 convolutions (two in vgg13, one in vgg8) at each width of 64, 128, 256, 512 and 512 channels.
 
-    A stage begins with its pooling. The second 512 have none before them and belong to the stage of the first. There is no stem.
+    A stage begins with its pooling; the second 512 have none and belong to the stage of the first. There is no stem.
     """
 
     def make(classes, channels):
@@ -60,7 +60,7 @@ def _vgg(convolutions):
         stages = [layers[first:last] for first, last in itertools.pairwise(cuts)]
 
         def again():
-            return torchvision.models.vgg.make_layers([512] * (2 * convolutions + 1), batch_norm=True)[3:]  # without the layer for RGB
+            return torchvision.models.vgg.make_layers([512] * (2 * convolutions + 1), batch_norm=True)[3:]  # not its RGB layer
 
         return Backbone(nn.Identity(), stages, nn.Identity(), 512, classes, again, HE_NORMAL)
 
