@@ -56,13 +56,8 @@ def check(name: str, function: Callable, settings: Mapping[str, Any]) -> None:
             if value not in allowed:
                 raise unknown(f"{key} of method {name!r}", value, allowed)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            _check_number(
-                name,
-                key,
-                value,
-                isinstance(known[key], int),
-                next((limit for limit in limits if isinstance(limit, Range)), Range()),
-            )
+            bounds = next((limit for limit in limits if isinstance(limit, Range)), Range())
+            _check_number(name, key, value, isinstance(known[key], int), bounds)
 
 
 def _check_type(name, key, value, kind, default):

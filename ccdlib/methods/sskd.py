@@ -119,9 +119,9 @@ def _mean(rows):
 def trusted(rows: torch.Tensor, true: torch.Tensor, ratio: float) -> torch.Tensor:
     """Choose the rows of the teacher that SSKD keeps: all right ones, and the best part `ratio` of the wrong ones.
 
-    rows: (M, K) numbers of the teacher, all inputs at one angle, then all at the next. true: (M,) the right entry of
-    each; a row is right where that is its largest. Of W wrong rows the floor(ratio * W) are kept whose true entry ranks highest; of equal
-    ranks those of the first images, all angles of one before the next, as in the released code.
+    rows: (M, K) numbers of the teacher, all inputs at one angle, then all at the next. true: (M,) the right entry of each; a
+    row is right where that is its largest. Of W wrong rows the floor(ratio * W) are kept whose true entry ranks highest; of
+    equal ranks those of the first images, all angles of one before the next, as in the released code.
     Returns the numbers of the kept rows, ascending.
     """
     better = (rows > rows.gather(1, true[:, None])).sum(1)  # the rank of the true entry, from 0
