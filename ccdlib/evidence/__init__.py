@@ -1,7 +1,7 @@
-"""Evidence: claims and their statistics, published numbers, costs, what a teacher makes of views, and shared figures.
+"""Evidence: claims and their statistics, published numbers, costs, a teacher's answers to views, and shared figures.
 
     stats.py  intervals, claims, verdicts    published.py  numbers of papers    cost.py  parameters, multiply-adds, time
-    teacher_views.py  a teacher's answers to augmented images    plots.py  one function a figure
+    teacher_views.py  a teacher's answers to augmented images    plots.py  a function for each figure
 
-It may import training and what is below. (plots is imported by those who draw: its libraries take seconds.)
+It may import training and what is below. (This door does not import plots, whose libraries take seconds to load.)
 """

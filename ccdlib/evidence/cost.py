@@ -1,10 +1,12 @@
-"""What methods cost: counted from the networks, and measured in training steps here."""
+"""The cost of methods: counted from the networks, and measured in training steps on this machine."""
 
 import os
 import sys
 import time
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,7 +24,10 @@ from ccdlib.training.teachers import untrained
 from ccdlib.training.work import cost
 from ccdlib.views import epoch_views
 
-MOST_STEPS = 1000  # that are timed
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_STEPS = 1000  # the largest number of steps that are timed
 
 
 def check_timed(steps: int) -> None:
@@ -31,15 +36,13 @@ def check_timed(steps: int) -> None:
         raise CcdError(f"timed steps = {steps}: allowed are 1 to {MOST_STEPS}, of which the median is taken")
 
 
-def step_cost(config, steps=30, device=None):
-    """What a training step by `config` takes here, measured with untrained networks on the configuration's own data.
+def step_cost(config: RunConfig, steps: int = 30, device: str | None = None) -> dict[str, Any]:
+    """Measure a training step by `config` on this machine, with untrained networks on the configuration's own data.
 
-    device: "cpu" or "cuda"; the GPU where there is one when it is None.
-
-    Errors: CcdError for other than 1 to 1000 steps.
-
-    Returns a dict: "seconds" (median of `steps` steps), "peak_bytes" (largest memory in use during a step, above what is there
-    between steps; with a GPU, of the GPU), "training_macs" (counted while a step ran, losses and all), "inputs", "hardware".
+    device: "cpu" or "cuda"; None: the GPU where there is one.
+    Returns "seconds" (median of `steps` steps), "peak_bytes" (the largest memory in use during a step, of the GPU if it runs
+    there, above that between steps), "training_macs" (multiply-adds, those of the losses too), "inputs" (of a step), and
+    "hardware". Errors: as check_timed().
     """
     check_timed(steps)
     device = torch.device(device) if device else best_device()
@@ -72,7 +75,7 @@ def _step(trainee, batch):
 
 
 def _peak(act, device):
-    """Bytes in use at the worst moment of `act()`, above those at its start."""
+    """The largest number of bytes in use during `act()`, above that at its start."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -80,7 +83,7 @@ def _peak(act, device):
         return torch.cuda.max_memory_allocated() - before
     with _quiet(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         act()
-    # Every allocation and release, in order; the profiler's public tables only add them up by operator.
+    # These events hold every allocation and release; the profiler's public tables only add them up by operator.
     events = profile.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     now = most = 0
@@ -92,7 +95,7 @@ def _peak(act, device):
 
 @contextmanager
 def _quiet():
-    """Nothing on the standard error meanwhile: the profiler writes to it from below Python, and a notebook would show it."""
+    """Silence the standard error: the profiler's C++ code writes to it, and a notebook would show that."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -104,17 +107,24 @@ def _quiet():
         os.close(nowhere)
 
 
-# The pairs that the papers train, with the Sizes of their data and the side of its images.
+# {(teacher, student) that the papers train: (the Sizes of their data, the side of its images in pixels)}
 CIFAR, IMAGENET = (Sizes(100, 3, 50_000), 32), (Sizes(1000, 3, 1_281_167), 224)
-
-
 PUBLISHED = dict.fromkeys(PAIRS, CIFAR) | {("resnet34", "resnet18"): IMAGENET}
 
 
-def method_configs(teacher, student, recipe="paper", policy="cifar100", negatives=16384, only=None, **data):
+def method_configs(
+    teacher: str,
+    student: str,
+    recipe: str = "paper",
+    policy: str = "cifar100",
+    negatives: int = 16384,
+    only: Collection[str] | None = None,
+    **data,
+) -> dict[str, RunConfig]:
     """{name: RunConfig} of KD + JDA, CCD and the compared methods for a pair of networks, each under its own recipe.
 
-    only: the names that are wanted, all when None. data: fields of RunConfig such as data and n_train. For cost tables.
+    policy: of KD + JDA and CCD. negatives: CRD's setting. only: the names that are wanted; None: all. data: fields of RunConfig
+    such as data and n_train.
     """
     taught = RunConfig(model=teacher, **RECIPES[f"{recipe}_teacher"], **data)
     found = {"KD + JDA": ("kd", policy), "CCD": ("ccd", policy)} | {name: (method, "none") for method, name in NAMES.items()}
@@ -128,10 +138,12 @@ def method_configs(teacher, student, recipe="paper", policy="cifar100", negative
     return configs
 
 
-def cost_table(configs, sizes=None, side=None, steps=0):
-    """[dict, one a configuration] of configs {name: RunConfig}: cost(), and step_cost() where `steps` are asked for.
+def cost_table(
+    configs: Mapping[str, RunConfig], sizes: Sizes | None = None, side: int | None = None, steps: int = 0
+) -> list[dict[str, Any]]:
+    """A dict for each of configs {name: RunConfig}: its name and pair, cost(), and step_cost() unless `steps` is 0.
 
-    sizes, side: of the data; those of the configuration's own data when they are not given.
+    sizes, side: of the data and of its images in pixels, given together; None: those of the configuration's own data.
     """
     rows = []
     for name, config in configs.items():
@@ -145,8 +157,8 @@ def cost_table(configs, sizes=None, side=None, steps=0):
     return rows
 
 
-def readable(rows):
-    """A cost table as a DataFrame: parameters and multiply-adds in millions and billions, megabytes, milliseconds."""
+def readable(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
+    """The rows of cost_table() as a DataFrame with a column for each method; its index says the units."""
     import pandas as pd
 
     columns = {

@@ -1,11 +1,16 @@
-"""One function a figure: (data) -> Figure. One style for the whole kit, readable in print and for colour-blind eyes."""
+"""A function for each figure, all in one style that can be read in print and by the colour-blind."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import seaborn as sns
 import torch
+from matplotlib.figure import Figure
 
 from ccdlib.evidence.stats import collapsed_seeds, interval, said_of_collapse
 from ccdlib.methods.losses import confidence
+from ccdlib.training.cohort import Result
 from ccdlib.views.ops import OPS, apply_op
 
 STYLE = {
@@ -16,28 +21,33 @@ STYLE = {
     "axes.titlesize": "medium",
     "legend.frameon": False,
 }
-
-
 PALETTE = "colorblind"
-
-
 MARKERS = "osD^vPX*"
+LINES = ("-", "--", "-.", ":")
+MIN_SEEDS = 3  # for an interval; the t interval of two seeds is wider than the axis
+
+Results = Mapping[str, Sequence[Result]]  # {arm: its runs, one for each seed}
 
 
-MIN_SEEDS = 3  # of two, a t interval is wider than the axis
-
-
-def style():
-    """Set the kit's look; called by every figure function."""
+def style() -> None:
+    """Set the style of the kit, as every figure function does."""
     sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE, rc=STYLE)
 
 
-def view_pairs(pictures, twins, fired, z_original, z_augmented, labels, class_names):
-    """Images above their augmented twins: what was done to each, what the teacher says of both, and CCD's weight of the twin.
+def view_pairs(
+    pictures: torch.Tensor,
+    twins: torch.Tensor,
+    fired: Sequence[Sequence[str]],
+    z_original: torch.Tensor,
+    z_augmented: torch.Tensor,
+    labels: torch.Tensor,
+    class_names: Sequence[str],
+) -> Figure:
+    """Draw images above their twins, with the ops of each, the teacher's answers to both, and CCD's weight of the twin.
 
-    pictures, twins: uint8 (n, C, H, W), as large as they are to be seen. fired: the ops of each twin, in words (Policy.fired).
-    z_original, z_augmented: the teacher's logits (n, classes). labels: (n,). A tick stands before a right answer, a cross
-    before a wrong one.
+    pictures, twins: (n, C, H, W) uint8, in the size to show. fired: the ops of each twin, in words (Policy.fired). z_original,
+    z_augmented: the teacher's logits (n, classes). labels: (n,). A tick stands before a right answer, a cross before a
+    wrong one.
     """
     style()
     n, weights = len(pictures), confidence(torch.cat([z_original, z_augmented]))
@@ -66,11 +76,20 @@ def _answer_colour(right):
     return sns.color_palette(PALETTE)[2 if right else 3]
 
 
-def softened(picture, twin, z_original, z_augmented, label, class_names, temperatures=(1, 4), most=5):
-    """An image and its twin with the teacher's most probable classes as bars, at several temperatures.
+def softened(
+    picture: torch.Tensor,
+    twin: torch.Tensor,
+    z_original: torch.Tensor,
+    z_augmented: torch.Tensor,
+    label: int,
+    class_names: Sequence[str],
+    temperatures: Sequence[float] = (1, 4),
+    most: int = 5,
+) -> Figure:
+    """Draw an image and its twin with the teacher's `most` most probable classes as bars, at several temperatures.
 
-    picture, twin: uint8 (C, H, W). z_original, z_augmented: the teacher's logits (classes,). label: the image's class, whose
-    bar is hatched.
+    picture, twin: (C, H, W) uint8. z_original, z_augmented: the teacher's logits (classes,). label: the class of the image,
+    whose bar is hatched.
     """
     style()
     columns, most = 1 + len(temperatures), min(most, len(class_names))
@@ -92,8 +111,8 @@ def softened(picture, twin, z_original, z_augmented, label, class_names, tempera
     return figure
 
 
-def ops_on_one_image(image, steps):
-    """An image (C, H, W) uint8 as it is, and after each step (op, level) alone; signed ops with both signs side by side."""
+def ops_on_one_image(image: torch.Tensor, steps: Iterable[tuple[str, int]]) -> Figure:
+    """Draw an image (C, H, W) uint8 as it is and after each step (op, level) alone, signed ops with both signs side by side."""
     style()
     channels, height, width = image.shape
     white = torch.full((channels, height, width // 2 + 1), 255, dtype=torch.uint8)
@@ -114,8 +133,8 @@ def ops_on_one_image(image, steps):
     return figure
 
 
-def pictures(rows, captions=None):
-    """A grid of images: rows {label: images (n, C, H, W) uint8}, captions for the n columns below the last row."""
+def pictures(rows: Mapping[str, torch.Tensor], captions: Iterable[str] | None = None) -> Figure:
+    """Draw a grid of images: rows {label: images (n, C, H, W) uint8}, with captions for the n columns below the last row."""
     style()
     n = max(map(len, rows.values()))
     figure, axes = plt.subplots(
@@ -137,14 +156,8 @@ def _picture(ax, image):
     ax.grid(visible=False)
 
 
-LINES = ("-", "--", "-.", ":")
-
-
-def learning_curves(results, key="test_accuracy"):
-    """Mean over seeds of `key` against the epoch, with the range of the seeds; results {arm: [Result]}.
-
-    Arms differ in colour, line and marker, and each is named where its line ends.
-    """
+def learning_curves(results: Results, key: str = "test_accuracy") -> Figure:
+    """Draw the mean over seeds of `key`, a column of Result.curves, against the epoch, with the range of the seeds."""
     style()
     figure, ax = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
     ends = {}
@@ -153,7 +166,7 @@ def learning_curves(results, key="test_accuracy"):
         values = [[row[key] for row in run.curves if row[key] is not None] for run in runs]
         columns = list(zip(*values, strict=True))
         mean = [sum(column) / len(column) for column in columns]
-        shift = (k - (len(results) - 1) / 2) * 0.05 * epochs[-1] / len(epochs)  # ranges side by side, not above each other
+        shift = (k - (len(results) - 1) / 2) * 0.05 * epochs[-1] / len(epochs)  # so that the ranges of arms do not overlap
         places = [epoch + shift for epoch in epochs]
         ax.vlines(places, [min(c) for c in columns], [max(c) for c in columns], color=f"C{k}", alpha=0.35, linewidth=2)
         ax.plot(places, mean, LINES[k % len(LINES)], color=f"C{k}", marker=MARKERS[k % len(MARKERS)], markersize=6)
@@ -166,7 +179,7 @@ def learning_curves(results, key="test_accuracy"):
 
 
 def _apart(values, ax, part=0.065):
-    """Heights for labels at these values of an axes, none nearer to another than a part of it."""
+    """Heights for labels at these values, with at least `part` of the height of the axes between any two."""
     low, high = ax.get_ylim()
     least, placed = part * (high - low), {}
     for k in sorted(range(len(values)), key=values.__getitem__):
@@ -174,9 +187,11 @@ def _apart(values, ax, part=0.065):
     return [placed[k] for k in range(len(values))]
 
 
-def accuracies(results):
-    """Last-epoch accuracies, a row an arm; a thin line a seed, from arm to arm, and each arm's mean with, from three seeds on,
-    its 95 % t interval."""
+def accuracies(results: Results) -> Figure:
+    """Draw last-epoch accuracies with a row for each arm: a thin line for each seed, and means with 95 % t intervals.
+
+    There are intervals from three seeds on.
+    """
     style()
     figure, ax = plt.subplots(figsize=(8.4, 0.75 * len(results) + 1.4), layout="constrained")
     for values in zip(*([run.accuracy for run in runs] for runs in results.values()), strict=True):
@@ -193,11 +208,11 @@ def accuracies(results):
     return figure
 
 
-def gains(results, panels):
-    """Paired gains with intervals, one panel beside the other; panels {title: {label: (arm, its baseline)}} of results.
+def gains(results: Results, panels: Mapping[str, Mapping[str, tuple[str, str]]]) -> Figure:
+    """Draw paired gains with intervals in panels {title: {label: (arm, its baseline)}}.
 
-    The thick line is the 95 % t interval of one gain. The thin one is wider, so that all of its panel cover together in 95 % of
-    experiments (Bonferroni): of many comparisons, some look clear by chance alone.
+    The thick line is the 95 % t interval of one gain. The thin one is wider, so that in 95 % of experiments all intervals of a
+    panel cover (Bonferroni), because of many comparisons some look clear by chance.
     """
     style()
     rows = max(map(len, panels.values()))
@@ -221,8 +236,11 @@ def gains(results, panels):
     return figure
 
 
-def measured(rows, by, columns):
-    """A panel for each of `columns` {key: label}: mean over teachers and 95 % interval of rows[key] for each rows[by]."""
+def measured(rows: Sequence[Mapping[str, Any]], by: str, columns: Mapping[str, str]) -> Figure:
+    """Draw a panel for each of `columns` {key: label}: for each value of row[by], mean and 95 % interval of row[key].
+
+    rows: such as those of teacher_views(), one teacher for each seed.
+    """
     style()
     names = list(dict.fromkeys(row[by] for row in rows))
     figure, axes = plt.subplots(
@@ -245,8 +263,8 @@ def measured(rows, by, columns):
     return figure
 
 
-def distributions(groups, label):
-    """A box for each of groups {name: values (n,)}: middle half, median, and whiskers from 5 to 95 %; a diamond at the mean."""
+def distributions(groups: Mapping[str, torch.Tensor], label: str) -> Figure:
+    """Draw a box for each of groups {name: values (n,)}: median, middle half, 5 to 95 % as whiskers, a diamond at the mean."""
     style()
     figure, ax = plt.subplots(figsize=(7, 0.32 * len(groups) + 1.3), layout="constrained")
     how = {"orient": "h", "whis": (5, 95), "showfliers": False, "color": "C0", "width": 0.6, "linewidth": 1}
@@ -258,10 +276,12 @@ def distributions(groups, label):
     return figure
 
 
-def lines(rows, x, y, hue, col=None, log2=False, **labels):
-    """Mean over seeds of rows[y] against rows[x] with 95 % intervals; rows: a dict for each arm and seed.
+def lines(
+    rows: Sequence[Mapping[str, Any]], x: str, y: str, hue: str, col: str | None = None, log2: bool = False, **labels: str
+) -> Figure:
+    """Draw the mean over seeds of row[y] against row[x] with 95 % intervals; rows: a dict for each arm and seed.
 
-    hue, col: keys that tell lines and panels apart. log2: the axis doubles from tick to tick. labels: {key: text}.
+    hue, col: keys that tell lines and panels apart. log2: x doubles from tick to tick. labels: {key: text}.
     """
     import pandas as pd
 
@@ -288,13 +308,13 @@ def lines(rows, x, y, hue, col=None, log2=False, **labels):
 
 
 def _ends(values):
-    """(mean, low, high) of the 95 % interval; (mean, mean, mean) of too few values."""
+    """(mean, low, high) of the 95 % interval; (mean, mean, mean) for fewer than MIN_SEEDS values."""
     found = interval(values)
     return found[:3] if found.n >= MIN_SEEDS else (found.estimate,) * 3
 
 
 def _named(label, *arms):
-    """A label that says which seeds of an arm, or of two that are compared, collapsed."""
+    """The label with a note of the seeds that collapsed in any of `arms`, which are lists of Results."""
     said = said_of_collapse(sorted({seed for runs in arms for seed in collapsed_seeds(runs)}))
     return f"{label}\n({said})" if said else label
 

@@ -1,20 +1,19 @@
-"""Published top-1 accuracies as data, with their source. A number that could not be obtained is not here: never guessed.
+"""Published top-1 accuracies with their sources. A number that could not be obtained is left out, never guessed.
 
-The result tables of the ACCV 2022 and Neurocomputing 2024 papers themselves could not be obtained. What is here comes from the
-table of HSAKD (the same network code), all of whose networks and methods were trained by one recipe, HSAKD's own ("hsakd" in
-RECIPES); for KD + JDA and CCD there is nothing. REPORTED is what others got, under recipes of their own.
+The result tables of the ACCV 2022 and Neurocomputing 2024 papers could not be obtained, so there is nothing for KD + JDA and
+CCD. The numbers come from the table of HSAKD, which uses the same network code and trained all networks and methods by one
+recipe, its own ("hsakd" in RECIPES). REPORTED has the numbers of others, under recipes that the kit lacks.
 """
 
 from typing import NamedTuple
 
 from ccdlib.methods.method import METHODS, settings_of
-from ccdlib.training.config import RunConfig
+from ccdlib.training.config import Checkpoint, RunConfig
 from ccdlib.training.recipes import recipe_of
 
 SOURCE = "HSAKD slides p. 22 and README (Yang et al., IJCAI 2021)"
 
-
-# Means in percent on CIFAR-100. student: trained alone.
+# Means in percent on CIFAR-100. Students that are trained without a teacher.
 ALONE = {
     "wrn_16_2": 73.57,
     "wrn_40_1": 71.95,
@@ -25,16 +24,12 @@ ALONE = {
     "shufflenet_v2": 72.96,
 }
 
-
-# Teachers: trained alone, and jointly with HSAKD's branches. ResNet50's 79.34 is that of the slides; HSAKD's README says 76.34,
-# one of the two is a misprint.
+# Teachers, trained alone and jointly with HSAKD's branches. ResNet50's 79.34 is from the slides; HSAKD's README says 76.34, so
+# that one of the two is a misprint.
 TEACHERS = {"wrn_40_2": 76.45, "resnet56": 73.44, "resnet32x4": 79.63, "vgg13": 74.64, "resnet50_cifar": 79.34}
-
-
 JOINTLY = {"wrn_40_2": 80.70, "resnet56": 77.20, "resnet32x4": 83.73, "vgg13": 78.48, "resnet50_cifar": 83.85}
 
-
-# (teacher, student): distilled by KD.
+# {(teacher, student): the student's accuracy with KD}
 KD = {
     ("wrn_40_2", "wrn_16_2"): 75.23,
     ("wrn_40_2", "wrn_40_1"): 73.90,
@@ -46,8 +41,7 @@ KD = {
     ("resnet32x4", "shufflenet_v2"): 75.43,
 }
 
-
-# The pairs of that table, and what its methods reach: {method: mean}, for the same protocol with the method's own recipe.
+# {(teacher, student): {method: the student's accuracy}}; "hsakd*" is hsakd with a teacher that was trained jointly.
 PAIRS = {
     ("wrn_40_2", "wrn_16_2"): {"sp": 74.35, "crd": 75.81, "sskd": 76.16, "hsakd": 77.20, "hsakd*": 78.67},
     ("wrn_40_2", "wrn_40_1"): {"sp": 72.91, "crd": 74.76, "sskd": 75.84, "hsakd": 77.00, "hsakd*": 78.12},
@@ -59,13 +53,12 @@ PAIRS = {
     ("resnet32x4", "shufflenet_v2"): {"sp": 76.43, "crd": 76.51, "sskd": 77.64, "hsakd": 79.93, "hsakd*": 80.86},
 }
 
-
-# (teacher, student): distilled by KD on that many images, epochs not rescaled. HSAKD slides p. 27.
+# {(teacher, student): {training images: the student's accuracy with KD}}, with as many epochs as on all images. HSAKD slides
+# p. 27.
 FEW_SHOT = {("resnet56", "resnet20"): {12500: 65.15, 25000: 68.61, 37500: 70.34}}
 
-
-# ImageNet, ResNet-34 -> ResNet-18: (top-1, top-5). HSAKD slides; the recipe of each number is that of its source, not one of
-# ours, so none is put beside a run. An independent reproduction (torchdistill) of SSKD gives 70.09.
+# ImageNet, ResNet-34 to ResNet-18: (top-1, top-5), from HSAKD's slides. Each number has the recipe of its source, none of which
+# the kit has, so none stands beside a run. An independent reproduction of SSKD (torchdistill) gives 70.09.
 IMAGENET = {
     "teacher": (73.31, 91.42),
     "teacher, joint": (75.48, 92.67),
@@ -81,10 +74,7 @@ IMAGENET = {
 
 
 class Reported(NamedTuple):
-    """An accuracy (top-1, percent) that somebody reports: where, trained how, over how many runs (None: not said).
-
-    original: what they set out to reproduce, where they say it; reached: what they got.
-    """
+    """A top-1 accuracy, in percent, that others report under a recipe that the kit lacks."""
 
     source: str
     recipe: str
@@ -93,8 +83,8 @@ class Reported(NamedTuple):
     student: str
     method: str
     reached: float
-    original: float | None = None
-    runs: int | None = None
+    original: float | None = None  # the number that they set out to reproduce; None: not said
+    runs: int | None = None  # how many runs `reached` is the mean of; None: not said
 
 
 def _torchdistill():
@@ -139,16 +129,17 @@ REPORTED = (*_torchdistill(), *_mdistiller())
 
 
 class Published(NamedTuple):
-    """A published accuracy (percent) of what a run trains. same_recipe: whether recipe, teacher and protocol are the source's,
-    so that the two can be compared."""
+    """A published accuracy of the network, method and teacher that a run trains."""
 
-    accuracy: float
-    same_recipe: bool
+    accuracy: float  # percent
+    same_recipe: bool  # whether recipe, teacher and protocol are the source's, so that the two can be compared
 
 
-def published(config):
-    """The Published accuracy of what a RunConfig trains, from HSAKD's table (SOURCE); None where there is none: other data,
-    other views or networks, settings that are not the defaults, methods that the table does not have."""
+def published(config: RunConfig | Checkpoint) -> Published | None:
+    """The accuracy in HSAKD's table (SOURCE) for what `config` trains.
+
+    None where the table has none: for a Checkpoint, and for other data, views, networks, methods or settings.
+    """
     if not _on_cifar100(config):
         return None
     defaults = settings_of(config.method)
@@ -184,7 +175,7 @@ def _number(config):
 
 
 def _trained_as_there(config):
-    """Whether all is as HSAKD's recipe has it, the teacher included."""
+    """Whether the run, and its teacher's, has HSAKD's recipe and protocol."""
     role = "teacher" if config.model in TEACHERS else ""
     if METHODS[config.method].rotates:
         role = "teacher" if config.method == "hsakd_teacher" and config.teacher is None else config.method

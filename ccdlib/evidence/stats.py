@@ -3,28 +3,28 @@
 A claim is an estimand (a difference of arms, a slope over arms, or a peak inside a sweep), the values at which the claim is
 true, and the least number of seeds. Every verdict rests on t intervals over seeds that miss in at most 5 % of cases: "holds"
 when the interval lies inside the claimed values, "does not hold" when it lies outside, "practically zero" when it lies within
-the margin that the claim declares for no effect, "inconclusive" in between, "untested" with too few seeds.
+the margin that the claim declares for no effect, "inconclusive" otherwise, "untested" with too few seeds.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ccdlib.base.registry import CcdError, unknown
+from ccdlib.training.cohort import Result
 
 VERDICTS = ("holds", "does not hold", "practically zero", "inconclusive", "untested")
-
-
 INFINITY = math.inf
+ERROR = 0.05  # the rate at which each verdict may be wrong
 
-
-ERROR = 0.05  # of a verdict, whichever it is
+Accuracies = Mapping[str, Sequence[float]]  # {arm: [percent, one for each seed]}; entry k of every arm has the same seed
+Alternatives = dict[str, list[list[float]]]  # {alternative: [the values of each of its numbers, one for each seed]}
 
 
 class Interval(NamedTuple):
-    """A mean over n paired seeds with its interval, 95 % unless asked otherwise."""
+    """A mean over n seeds with the ends of its interval."""
 
     estimate: float
     low: float
@@ -35,8 +35,11 @@ class Interval(NamedTuple):
         return f"{self.estimate:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
-def interval(values, level=0.95):
-    """Student's t interval of the mean of `values`, which are independent: one number a seed, at least two."""
+def interval(values: Iterable[float], level: float = 0.95) -> Interval:
+    """Student's t interval of the mean of independent `values`, one for each seed, that covers it at the rate `level`.
+
+    Errors: CcdError for fewer than two values, and for values that are not finite.
+    """
     values = _numbers(values)
     from scipy.stats import t
 
@@ -45,8 +48,11 @@ def interval(values, level=0.95):
     return Interval(mean, mean - half, mean + half, n)
 
 
-def bootstrap(values, level=0.95, resamples=9999):
-    """Percentile bootstrap interval of the mean; assumes no shape, but is too narrow for few seeds (tests say how much)."""
+def bootstrap(values: Iterable[float], level: float = 0.95, resamples: int = 9999) -> Interval:
+    """Percentile bootstrap interval of the mean. It assumes no distribution, but is too narrow for few seeds (see the tests).
+
+    Errors: as interval().
+    """
     values = _numbers(values)
     import numpy as np
     from scipy import stats
@@ -65,20 +71,23 @@ def _numbers(values):
     return values
 
 
-def paired(better, baseline, level=0.95):
-    """Interval of the mean difference better - baseline; entry k of both must come from the same seed."""
+def paired(better: Sequence[float], baseline: Sequence[float], level: float = 0.95) -> Interval:
+    """Interval of the mean difference better - baseline; entry k of both must come from the same seed.
+
+    Errors: CcdError for different numbers of values, and as interval().
+    """
     if len(better) != len(baseline):
         raise CcdError(f"{len(better)} and {len(baseline)} results are no pairs; run both arms with the same seeds")
     return interval([a - b for a, b in zip(better, baseline, strict=True)], level)
 
 
-def spread(values):
-    """(mean, standard deviation) of the values."""
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and the sample standard deviation of at least two values."""
     return fmean(values), stdev(values)
 
 
-def p_above(values, bound):
-    """One-sided p value of the t test that the mean of `values`, which are independent, lies above `bound`."""
+def p_above(values: Iterable[float], bound: float) -> float:
+    """One-sided p value of the t test that the mean of independent `values` lies above `bound`. Errors: as interval()."""
     values = _numbers(values)
     from scipy.stats import t
 
@@ -88,58 +97,60 @@ def p_above(values, bound):
     return float(t.sf(distance / error, len(values) - 1))
 
 
-def p_below(values, bound):
-    """One-sided p value of the t test that the mean of `values` lies below `bound`."""
+def p_below(values: Iterable[float], bound: float) -> float:
+    """One-sided p value of the t test that the mean of independent `values` lies below `bound`. Errors: as interval()."""
     return p_above([-value for value in values], -bound)
 
 
-def collapsed(accuracies, chance):
-    """Which of an arm's runs collapsed: those whose accuracy lies less than half as far above `chance` as that of the arm's
-    best run, where that lies at least ten points above it.
+def collapsed(accuracies: Sequence[float], chance: float) -> list[int]:
+    """The places in `accuracies` of an arm's runs that collapsed.
 
-    One rule for all arms, which also names the runs of an arm of which most collapsed. accuracies and chance (100 / classes)
-    are in percent. Returns places in `accuracies`.
+    A run collapsed where it lies less than half as far above `chance` as the best run of the arm, if that lies at least ten
+    points above. The rule also works where most runs of an arm collapsed. accuracies, chance (100 / classes): in percent.
     """
     best = max(accuracies) - chance
     return [k for k, accuracy in enumerate(accuracies) if best >= 10 and accuracy - chance < best / 2]
 
 
-def collapsed_seeds(runs):
-    """The seeds of an arm's `runs` (Results) that collapsed."""
+def collapsed_seeds(runs: Sequence[Result]) -> list[int]:
+    """The seeds of an arm's runs that collapsed, see collapsed()."""
     return [runs[k].config.seed for k in collapsed([run.accuracy for run in runs], 100 / runs[0].classes)]
 
 
-def said_of_collapse(seeds):
-    """What is said beside a mean over runs of which those of `seeds` collapsed; nothing where there are none."""
+def said_of_collapse(seeds: Sequence[int] | None) -> str:
+    """The note beside a mean over runs of which those of `seeds` collapsed; empty where there are none."""
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} collapsed" if seeds else ""
 
 
 class Contrast(NamedTuple):
-    """A weighted sum of arms, seed by seed: a difference, a difference of differences, a slope."""
+    """An estimand: a weighted sum of arms for each seed, such as a difference, a difference of differences, or a slope."""
 
-    weights: Mapping[str, float]
+    weights: Mapping[str, float]  # {arm: weight}
 
     @property
-    def arms(self):
-        """The arms it needs."""
+    def arms(self) -> tuple[str, ...]:
+        """The arms that it needs."""
         return tuple(self.weights)
 
-    def alternatives(self, accuracies):
-        """{"": [one number a seed]}, see Claim."""
+    def alternatives(self, accuracies: Accuracies) -> Alternatives:
+        """Its one alternative of one number, {"": [[the sum for each seed]]}; see Claim."""
         seeds = range(len(accuracies[self.arms[0]]))
         return {"": [[sum(w * accuracies[arm][s] for arm, w in self.weights.items()) for s in seeds]]}
 
 
 class Peak(NamedTuple):
-    """How far each value inside of a sweep lies above the sweep's first arm, and above its last.
+    """An estimand: how far each arm inside a sweep lies above the sweep's first arm, and above its last.
 
-    The claim needs one inside value with both differences. Errors: CcdError for fewer than three arms.
+    There is a peak where both differences are large enough for one inside arm.
     """
 
-    arms: Sequence[str]
+    arms: Sequence[str]  # of the sweep, in its order
 
-    def alternatives(self, accuracies):
-        """{inside arm: [above the first arm, one number a seed; above the last]}, see Claim."""
+    def alternatives(self, accuracies: Accuracies) -> Alternatives:
+        """{inside arm: [differences from the first arm for each seed, differences from the last]}; see Claim.
+
+        Errors: CcdError for fewer than three arms.
+        """
         if len(self.arms) < 3:
             raise CcdError(f"a peak needs something between two ends; given: {', '.join(self.arms)}")
         first, *inside, last = self.arms
@@ -150,8 +161,11 @@ class Peak(NamedTuple):
         return {arm: [above(arm, first), above(arm, last)] for arm in inside}
 
 
-def slope(x):
-    """Weights that give the least-squares slope of values at the places `x`."""
+def slope(x: Sequence[float]) -> list[float]:
+    """The weights with which values at the places `x` add up to their least-squares slope.
+
+    Errors: CcdError where all places are the same.
+    """
     middle = fmean(x)
     size = sum((value - middle) ** 2 for value in x)
     if size == 0:
@@ -163,15 +177,17 @@ def slope(x):
 class Claim:
     """A finding, declared before its results exist.
 
-    finding: the paper's letter. statement, words: the claim, and its estimand, in words. estimand: a Contrast or a Peak.
-    low, high: the claim is true when every number of the estimand lies above `low` and below `high`. least: seeds needed.
-    margin: of an effect that the paper claims, the size below which it is practically zero (None: not asked).
+    finding: the letter that the paper's finding has here. statement, words: the claim and its estimand in words. estimand: a
+    Contrast or a Peak. low, high: the claim is true where the estimand lies above `low` and below `high`. least: seeds that a
+    verdict needs. unit: of the estimand. margin: the size below which a claimed effect is practically zero (None: not asked).
 
-    An estimand has K alternatives of M numbers (a Contrast one of one, a Peak each inside value with two); the claim is true
-    where all numbers of some alternative are. It holds when those of one alternative are inside at error 5 % / K, because any
-    of K may be (Bonferroni); it does not hold when each alternative has a number outside at error 5 % / M, because only one of
-    them need be the true one, and any of its M numbers may seem outside (an intersection-union test). Both are wrong in at most
-    2.5 % of cases.
+    An estimand has K alternatives of M numbers each: a Contrast one of one number, a Peak one of two numbers for each inside
+    arm. The claim is true where all numbers of some alternative lie between `low` and `high`. It holds when all numbers of one
+    alternative lie inside at error 5 % / K, because any of K may seem to by chance (Bonferroni). It does not hold when every
+    alternative has a number outside at error 5 % / M, because if the claim is true all M numbers of one alternative lie inside,
+    and any of them may seem outside by chance (an intersection-union test). Each is wrong in at most 2.5 % of cases.
+
+    Errors: CcdError for low >= high, fewer than two seeds, a margin that is not above 0, and a margin with a Peak.
     """
 
     finding: str
@@ -199,7 +215,7 @@ class Claim:
                 )
 
     @property
-    def true_where(self):
+    def true_where(self) -> str:
         """The values at which the claim is true, in words."""
         if self.high == INFINITY:
             return f"above {self.low:g} {self.unit}"
@@ -208,33 +224,34 @@ class Claim:
         return f"between {self.low:g} and {self.high:g} {self.unit}"
 
     @property
-    def refuted_when(self):
-        """What would refute it, in words."""
+    def refuted_when(self) -> str:
+        """The result that would refute the claim, in words."""
         ends = [f"at or below {self.low:g}"] * (self.low > -INFINITY) + [f"at or above {self.high:g}"] * (self.high < INFINITY)
         which = "for every value inside, one of its two 97.5 % intervals" if self._peak else "the 95 % interval"
         return f"{which} lies wholly {' or '.join(ends)}"
 
     @property
-    def zero_when(self):
-        """What would show that there is practically no effect, in words; nothing where no margin is declared."""
+    def zero_when(self) -> str:
+        """The result that would show that the effect is practically zero, in words; empty where no margin is declared."""
         return f"the 95 % interval lies within ± {self.margin:g} {self.unit}" if self.margin else ""
 
     @property
     def _peak(self):
         return isinstance(self.estimand, Peak)
 
-    def needs(self, arms):
+    def needs(self, arms: Collection[str]) -> None:
         """Raise CcdError where the estimand names an arm that is not among `arms`."""
         for arm in self.estimand.arms:
             if arm not in arms:
                 raise unknown(f"arm of claim {self.statement!r}", arm, arms)
 
-    def judge(self, accuracies, chance=0.0):
-        """The claim with its verdict, as a dict for results.json; accuracies {arm: [one a seed]}, paired; chance in percent.
+    def judge(self, accuracies: Accuracies, chance: float = 0.0) -> dict[str, Any]:
+        """Judge the claim by paired accuracies: the claim with its verdict, as a dict for results.json.
 
-        "collapsed" names the places of collapsed runs in the arms that the claim is about. Of several numbers the one that
-        decides the verdict stands for all, with the interval at its error ("level"); "ps" has the least error at which each
-        verdict is reached.
+        chance: accuracy of guessing, in percent. Where the estimand has several numbers, "estimate", "low", "high" and "n" are
+        of the number that decides the verdict, with an interval that covers it at the rate "level". "ps": the least error at
+        which each verdict is reached. "collapsed": for each arm of the claim, the places of the runs that collapsed.
+        Errors: CcdError for an arm that is not there, and as interval().
         """
         self.needs(accuracies)
         alternatives = self.estimand.alternatives(accuracies)
@@ -262,9 +279,11 @@ class Claim:
             "verdict": verdict,
         }
 
-    def decide(self, alternatives):
-        """(verdict, {verdict: p value}, the alternative that decides, the place of its number that decides) of the estimand's
-        `alternatives`. Of verdicts that are reached together the first counts."""
+    def decide(self, alternatives: Alternatives) -> tuple[str, dict[str, float], str, int]:
+        """Decide by the estimand's `alternatives`; of verdicts that are reached together the first counts.
+
+        Returns the verdict, {verdict: p value}, and the alternative and the place of its number that decide.
+        """
         inside, outside = {}, {}
         for name, parts in alternatives.items():
             inside[name] = [2 * max(p_above(values, self.low), p_below(values, self.high)) for values in parts]
@@ -287,14 +306,15 @@ class Claim:
 
 
 def _reached(ps, error):
-    """The first verdict of {verdict: p value} that is reached at that error."""
+    """The first verdict of {verdict: p value} that is reached at the rate `error`, else "inconclusive"."""
     return next((verdict for verdict, p in ps.items() if p < error), "inconclusive")
 
 
-def corrected(claims):
-    """The verdicts of judged claims (dicts) once more, at errors that count how many claims there are (Holm 1979): the chance
-    of even one wrong verdict is at most 5 %. A claim that reaches no verdict then is "inconclusive". Untested ones are not
-    counted.
+def corrected(claims: Sequence[dict[str, Any]]) -> list[str]:
+    """The verdicts of judged claims, corrected for how many claims there are (Holm 1979).
+
+    The chance of even one wrong verdict is then at most 5 %. A claim that no longer reaches a verdict is "inconclusive".
+    Untested claims stay untested and are not counted. claims: the dicts of Claim.judge().
     """
     verdicts = [claim["verdict"] if claim["verdict"].startswith("untested") else "inconclusive" for claim in claims]
     tested = [k for k, claim in enumerate(claims) if not claim["verdict"].startswith("untested")]
@@ -302,26 +322,26 @@ def corrected(claims):
     for rank, k in enumerate(tested):
         verdicts[k] = _reached(claims[k]["ps"], ERROR / (len(tested) - rank))
         if verdicts[k] == "inconclusive":
-            break  # as is everything after it
+            break  # and so are all claims with larger p values
     return verdicts
 
 
-def more(finding, statement, better, baseline, by=0.0, **options):
-    """The claim that arm `better` is more accurate than arm `baseline`, by more than `by` points."""
+def more(finding: str, statement: str, better: str, baseline: str, by: float = 0.0, **options) -> Claim:
+    """The claim that arm `better` is more accurate than arm `baseline` by more than `by` points; options: fields of Claim."""
     words = f"accuracy({better}) - accuracy({baseline})"
     return Claim(finding, statement, words, Contrast({better: 1, baseline: -1}), low=by, **options)
 
 
-def no_better(finding, statement, arm, baseline, margin, **options):
-    """The claim that `arm` is not better than `baseline` by as much as `margin` points (it may be worse)."""
+def no_better(finding: str, statement: str, arm: str, baseline: str, margin: float, **options) -> Claim:
+    """The claim that `arm` is better than `baseline` by less than `margin` points, or worse; options: fields of Claim."""
     words = f"accuracy({arm}) - accuracy({baseline})"
     return Claim(finding, statement, words, Contrast({arm: 1, baseline: -1}), -INFINITY, _positive(margin), **options)
 
 
-def equivalent(finding, statement, arm, baseline, margin, **options):
-    """The claim that `arm` and `baseline` differ by less than `margin` points, either way (two one-sided tests).
+def equivalent(finding: str, statement: str, arm: str, baseline: str, margin: float, **options) -> Claim:
+    """The claim that `arm` and `baseline` differ by less than `margin` points, either way; options: fields of Claim.
 
-    On the 95 % interval, so with 2.5 % error on each side where the usual equivalence test allows 5 %.
+    These are two one-sided tests on the 95 % interval, so at 2.5 % error each, where the usual equivalence test allows 5 %.
     """
     words = f"accuracy({arm}) - accuracy({baseline})"
     margin = _positive(margin)
@@ -334,8 +354,8 @@ def _positive(margin):
     return margin
 
 
-def brief(difference):
-    """An Interval, or a dict with its fields, as a table shows it: "+0.72 [-0.08, +1.51]"; nothing for None."""
+def brief(difference: Interval | Mapping[str, Any] | None) -> str:
+    """An Interval, or a dict with its fields, as a table shows it: "+0.72 [-0.08, +1.51]"; empty for None."""
     if difference is None:
         return ""
     fields = difference if isinstance(difference, dict) else difference._asdict()

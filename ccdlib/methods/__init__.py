@@ -1,7 +1,7 @@
-"""What is minimised: the plain losses, and a file each for what has heads or a memory.
+"""Methods: what a training minimises. Plain losses, and a file for each method that has heads or a memory.
 
     losses.py  plain losses, and the weights of CCD    method.py  the contract of a method, and the registry METHODS
-    settings.py  what a setting may be                 fitnet.py, crd.py, sskd.py, hsakd.py
+    settings.py  the allowed values of settings        fitnet.py, crd.py, sskd.py, hsakd.py
 
 It may import models, views, data and base, and nothing above.
 """

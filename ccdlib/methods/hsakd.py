@@ -1,4 +1,4 @@
-"""HSAKD: auxiliary branches that know class and rotation jointly, in two stages."""
+"""HSAKD: auxiliary branches that classify class and rotation jointly, in two stages."""
 
 import copy
 
@@ -7,23 +7,25 @@ import torch.nn.functional as F
 from torch import nn
 
 from ccdlib.base.registry import CcdError
-from ccdlib.methods.losses import kl_rows, shapes
-from ccdlib.methods.method import METHODS, TURNS, blank_output
+from ccdlib.methods.losses import Terms, kl_rows, shapes
+from ccdlib.methods.method import METHODS, TURNS, Given, blank_output
 from ccdlib.methods.settings import Above
 from ccdlib.methods.sskd import _Rotating
+from ccdlib.models.backbone import Output
+from ccdlib.views.epoch import Batch
 
 
 class _Branches(_Rotating):
-    """What both stages of HSAKD share: an auxiliary branch after each stage of a backbone, made of its own remaining parts.
+    """What both stages of HSAKD share: an auxiliary branch after each stage of a backbone, built like the rest of the backbone.
 
-    Branch l is made of the units of stages l + 1 to the last (after the last stage: of that stage once more, at the same size),
-    of the tail, average pooling and a linear layer to 4 C joint labels: class y turned by j times 90 degrees is 4 y + j.
+    Branch l has the units of stages l + 1 to the last (after the last stage: of that stage again, at the same size), the tail,
+    average pooling and a linear layer to 4 C joint labels: class y rotated by j times 90 degrees is 4 y + j.
     """
 
-    def __init__(self, given):
+    def __init__(self, given: Given):
         super().__init__(given)
         network = given.student
-        self.initial = network.initial  # branches are parts of it
+        self.initial = network.initial  # branches are drawn as the parts of the network that they copy
         self.branches = nn.ModuleList(
             nn.Sequential(
                 *([copy.deepcopy(stage) for stage in network.stages[place + 1 :]] or [network.again()]),
@@ -35,8 +37,8 @@ class _Branches(_Rotating):
             for place in range(len(network.stages))
         )
 
-    def heads(self, output):
-        """Joint logits (4 B, 4 C) of every branch."""
+    def heads(self, output: Output) -> list[torch.Tensor]:
+        """The joint logits of every branch, each (B, 4 C) for B rotated inputs."""
         return [self.headed(branch, feature) for branch, feature in zip(self.branches, output.feats, strict=True)]
 
 
@@ -44,15 +46,15 @@ class _Branches(_Rotating):
 class HSAKDTeacher(_Branches):
     """The teacher of HSAKD (Yang et al., IJCAI 2021): CE(backbone(x_0), y) + sum_l CE(q_l(x_j), 4 y + j) over all rotations j.
 
-    With a trained teacher, its backbone is frozen and only branches are trained (HSAKD); without one, all is trained from
-    scratch together (HSAKD*). Terms {"ce", "joint"}.
+    Rows x_0 are not rotated. With a trained teacher, its backbone is frozen and only the branches are trained (HSAKD); without
+    one, backbone and branches are trained together from scratch (HSAKD*). Terms {"ce", "joint"}.
     """
 
     teacher = "optional"
     freezes = True
     keeps = True
 
-    def forward(self, student, teacher, batch):
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Terms:
         """Terms {"ce", "joint"}."""
         joint = torch.cat([TURNS * batch.labels + j for j in range(TURNS)])
         hard = F.cross_entropy(student.logits[: len(batch.labels)], batch.labels)
@@ -63,13 +65,14 @@ class HSAKDTeacher(_Branches):
 class HSAKD(_Branches):
     """HSAKD (Yang et al., IJCAI 2021): CE(backbone(x_0), y) + T^2 sum_l KL(q_l^t || q_l^s) + T^2 KL(p^t || p^s), T 3.
 
-    Both KL are means over all rotated rows, q_l the joint probabilities of branch l, p those of the backbone. Terms {"ce",
-    "branches", "kd"}. Needs a teacher trained by hsakd_teacher, with as many stages as the student.
+    Both KL are means over the rows of all rotations, q_l the joint probabilities of branch l, p the probabilities of the
+    backbone, all at temperature T. Terms {"ce", "branches", "kd"}. Needs a teacher trained by hsakd_teacher. Errors: CcdError
+    for networks with different numbers of stages.
     """
 
     teacher_method = "hsakd_teacher"
 
-    def __init__(self, given, temperature: Above = 3.0):
+    def __init__(self, given: Given, temperature: Above = 3.0):
         super().__init__(given)
         if len(given.teacher.stages) != len(given.student.stages):
             both = (shapes(blank_output(network, given.shape).feats) for network in (given.student, given.teacher))
@@ -79,7 +82,7 @@ class HSAKD(_Branches):
             )
         self.temperature = temperature
 
-    def forward(self, student, teacher, batch):
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> Terms:
         """Terms {"ce", "branches", "kd"}."""
         with torch.no_grad():
             theirs = self.teacher_heads.heads(teacher)

@@ -1,7 +1,10 @@
 """Distillation losses: `(student, teacher, labels, **settings) -> {"term": scalar}`; the loop adds the terms and logs them.
 
-`student` and `teacher` are Outputs of the same B inputs. B = V * N rows are views first: [view 1 of N images; view 2; ...].
-`labels` are (N,), one an image, or (B,), or mixed (B, C). The teacher never receives a gradient. Notation: p_T(z) = softmax(z / T), KL(a || b) = sum_c a_c (log a_c - log b_c).
+`student` and `teacher` are Outputs of the same B inputs. The B = V * N rows are views first: [view 1 of N images; view 2; ...].
+`labels` are (N,), one for each image, or (B,), or mixed (B, C). The teacher never receives a gradient.
+
+Every loss raises CcdError where labels do not fit the rows, and one with a teacher where the two Outputs do not fit each other.
+Notation: p_T(z) = softmax(z / T), KL(a || b) = sum_c a_c (log a_c - log b_c), z^s and z^t the student's and teacher's logits.
 """
 
 from typing import Annotated
@@ -11,17 +14,20 @@ import torch.nn.functional as F
 
 from ccdlib.base.registry import CcdError, Registry
 from ccdlib.methods.settings import Above, Size
+from ccdlib.models.backbone import Output
 
-# hard_labels: the loss asks which class is the right one, so that mixed labels are refused. by_image: its terms are means over
-# inputs, or over pairs of views, so that a step may be seen in parts.
-# teacher: "needed", "none" or "optional".
+# hard_labels: the loss needs one right class for each image, so that mixed labels are refused. by_image: its terms are means
+# over inputs, or over pairs of views, so that a step may be computed in parts. teacher: "needed", "none" or "optional".
 LOSSES = Registry("loss", hard_labels=False, by_image=False, teacher="needed")
-# by_image: a weight of ccd that asks nothing of the other images.
+# CCD's weights of N twins: (original logits (N, C), augmented logits (N, C)), both the teacher's, -> (N,). by_image: the
+# weight of an image does not depend on the other images.
 WEIGHTS = Registry("weight", by_image=False)
+
+Terms = dict[str, torch.Tensor]
 
 
 def _labels_of_views(labels, rows):
-    """Labels (B,) from (N,) or (B,): every view of an image has its label. Mixed labels are (B, C) already."""
+    """Labels (B,) from (N,) or (B,): every view has the label of its image. Mixed labels (B, C) stay as they are."""
     if len(labels) == 0 or rows % len(labels):
         raise CcdError(f"{len(labels)} labels do not divide {rows} logit rows into views; give one label an image")
     return labels if len(labels) == rows else labels.repeat(rows // len(labels))
@@ -37,22 +43,25 @@ def _same_classes(student, teacher):
         )
 
 
-def kl_rows(student, teacher, temperature):
-    """(B,) KL(p_T(teacher) || p_T(student)) of logits (B, C), row by row."""
+def kl_rows(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """KL(p_T(teacher) || p_T(student)) of each row (B,), from logits (B, C); without a gradient for the teacher."""
     log_p = F.log_softmax(teacher.detach() / temperature, dim=1)
     log_q = F.log_softmax(student / temperature, dim=1)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
 
 
 @LOSSES.add("ce", by_image=True, teacher="none")
-def ce(student, teacher, labels):
-    """Cross entropy of all B rows with the hard labels, no teacher: {"ce"}. Teachers and the student alone."""
+def ce(student: Output, teacher: Output | None, labels: torch.Tensor) -> Terms:
+    """Cross entropy of all B rows with the labels, without a teacher: how teachers, and students alone, are trained.
+
+    Terms {"ce"}.
+    """
     return {"ce": F.cross_entropy(student.logits, _labels_of_views(labels, len(student.logits)))}
 
 
 @LOSSES.add("kd", by_image=True)
-def kd(student, teacher, labels, temperature: Above = 4.0):
-    """Knowledge distillation (Hinton et al. 2015): CE + T^2 mean_i KL(p_T(z^t_i) || p_T(z^s_i)), over all B rows.
+def kd(student: Output, teacher: Output, labels: torch.Tensor, temperature: Above = 4.0) -> Terms:
+    """Knowledge distillation (Hinton et al. 2015): CE + T^2 mean_i KL(p_T(z^t_i) || p_T(z^s_i)), over all B rows i.
 
     On the views [original; augmented] this is KD + JDA. Terms {"ce", "kd"}.
     """
@@ -62,12 +71,19 @@ def kd(student, teacher, labels, temperature: Above = 4.0):
 
 
 @LOSSES.add("ccd", by_image=True)
-def ccd(student, teacher, labels, temperature: Above = 4.0, weight: Annotated[str, WEIGHTS] = "cosine"):
+def ccd(
+    student: Output,
+    teacher: Output,
+    labels: torch.Tensor,
+    temperature: Above = 4.0,
+    weight: Annotated[str, WEIGHTS] = "cosine",
+) -> Terms:
     """Cosine Confidence Distillation (Li et al., ACCV 2022), on the two views [original; augmented].
 
-    CE over all 2N rows + T^2 1/2 [mean_i KL_o,i + mean_i w_i KL_a,i], with w_i = 1 + cos(z^t_o,i, z^t_a,i) of the raw
-    teacher logits, in 0..2, without gradient. weight: "cosine", or a control (a row of WEIGHTS); "none" (w = 1) is exactly
-    KD + JDA. Terms {"ce", "kd"}. Errors: CcdError where the rows are not two views of each image.
+    CE over all 2N rows + T^2 1/2 [mean_i KL_o,i + mean_i w_i KL_a,i], with w_i = 1 + cos(z^t_o,i, z^t_a,i), from 0 to 2, of
+    the teacher's logits at temperature 1, without gradient. weight: a row of WEIGHTS; "cosine" is the paper's, the others are
+    controls, of which "none" (w = 1) is exactly KD + JDA. Terms {"ce", "kd"}. Errors: CcdError where the rows are not two views
+    of each image.
     """
     _same_classes(student, teacher)
     if len(student.logits) % 2 or len(labels) not in (len(student.logits), len(student.logits) // 2):
@@ -81,13 +97,13 @@ def ccd(student, teacher, labels, temperature: Above = 4.0, weight: Annotated[st
     return ce(student, teacher, labels) | {"kd": soft}
 
 
-def confidence(teacher_logits, weight="cosine"):
-    """(N,) weights of the augmented rows from teacher logits (2N, C), views first; see ccd and WEIGHTS."""
+def confidence(teacher_logits: torch.Tensor, weight: str = "cosine") -> torch.Tensor:
+    """The weights (N,) of N twins from the teacher's logits (2N, C) of [original; augmented]; weight: a row of WEIGHTS."""
     return WEIGHTS[weight](*teacher_logits.detach().chunk(2))
 
 
-# The weights: (original logits (N, C), augmented logits (N, C)) -> (N,). Only the controls can tell whether the cosine
-# itself helps, because it changes the size of the soft loss as well as its spread over the images.
+# The cosine changes both the mean of the soft loss's weights and how they differ between images; only the controls can tell
+# which of the two helps.
 
 
 @WEIGHTS.add("cosine", by_image=True)
@@ -102,20 +118,23 @@ def _none(original, augmented):
 
 @WEIGHTS.add("constant")
 def _constant(original, augmented):
-    """The size of the cosine weights without their spread."""
+    """The mean of the cosine weights for every image."""
     return _cosine(original, augmented).mean().expand(len(original))
 
 
 @WEIGHTS.add("shuffled")
 def _shuffled(original, augmented):
-    """Their values at other images: batches are in random order, so that each image taking its neighbour's weight is a shuffle,
-    one that needs no random numbers and leaves no image its own weight."""
+    """The cosine weights of other images.
+
+    Batches are in random order, so taking the neighbour's weight is a shuffle, which needs no random numbers and leaves no
+    image its own weight.
+    """
     return _cosine(original, augmented).roll(1)
 
 
 @WEIGHTS.add("normalised")
 def _normalised(original, augmented):
-    """Their spread without their size: batch mean 1."""
+    """The cosine weights over their mean in the batch, so that only their differences act."""
     w = _cosine(original, augmented)
     return w / w.mean().clamp(min=1e-6)
 
@@ -130,19 +149,19 @@ def _centred(original, augmented):
     return _cosine(original - original.mean(1, keepdim=True), augmented - augmented.mean(1, keepdim=True))
 
 
-# ---------------------------------------------------------------- compared losses that need nothing of their own
+# ---------------------------------------------------------------- losses of other papers, to compare with
 
 
-def full(tensor):
-    """A tensor in at least float32: features of a GPU's autocast are bfloat16."""
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in at least float32, because the features that a GPU computes under autocast are bfloat16."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 @LOSSES.add("sp")
-def sp(student, teacher, labels, gamma: Size = 3000.0):
+def sp(student: Output, teacher: Output, labels: torch.Tensor, gamma: Size = 3000.0) -> Terms:
     """Similarity preserving (Tung & Mori, ICCV 2019): CE + gamma ||G_t - G_s||_F^2 / B^2.
 
-    G (B, B) is F F^T, F the flattened last feature map, with rows of Euclidean length one. Terms {"ce", "sp"}.
+    G (B, B) is F F^T with rows scaled to Euclidean length one, F the flattened last feature map. Terms {"ce", "sp"}.
     """
     _same_rows(student, teacher)
     maps = [full(output.feats[-1]).flatten(1) for output in (student, _detached(teacher))]
@@ -150,11 +169,11 @@ def sp(student, teacher, labels, gamma: Size = 3000.0):
 
 
 @LOSSES.add("sp_released")
-def sp_released(student, teacher, labels, temperature: Above = 4.0):
-    """SP as the release of the CCD paper (Li et al., ACCV 2022) trains it: 2 (CE + T^2 KL + ||G_t - G_s||_F^2 / B^2).
+def sp_released(student: Output, teacher: Output, labels: torch.Tensor, temperature: Above = 4.0) -> Terms:
+    """SP as the released code of the CCD paper (Li et al., ACCV 2022) trains it: 2 (CE + T^2 KL + ||G_t - G_s||_F^2 / B^2).
 
-    G (B, B) is F F^T, F the pooled features, with rows whose absolute values add up to one; so the SP term is at most 4 / B^2
-    and hardly acts beside the KL. Terms {"ce", "kd", "sp"}.
+    G (B, B) is F F^T with rows scaled so that their absolute values add up to one, F the pooled features; so the SP term is at
+    most 4 / B^2 and hardly acts beside the KL. Terms {"ce", "kd", "sp"}.
     """
     terms = kd(student, teacher, labels, temperature)
     terms |= {"sp": _difference_of_similarities(student.pooled, teacher.pooled.detach(), p=1)}
@@ -162,17 +181,17 @@ def sp_released(student, teacher, labels, temperature: Above = 4.0):
 
 
 def _difference_of_similarities(student, teacher, p):
-    """mean (G_t - G_s)^2 of features (B, D); the rows of G = F F^T have p-norm one."""
+    """mean (G_t - G_s)^2 of features F (B, D), G = F F^T with rows scaled to p-norm one."""
     one, other = (F.normalize(features @ features.T, p=p, dim=1) for features in (student, teacher))
     return (one - other).square().mean()
 
 
 @LOSSES.add("at", by_image=True)
-def at(student, teacher, labels, gamma: Size = 1000.0):
+def at(student: Output, teacher: Output, labels: torch.Tensor, gamma: Size = 1000.0) -> Terms:
     """Attention transfer (Zagoruyko & Komodakis, ICLR 2017): CE + gamma sum_l mean_{i,x} (Q^t_l - Q^s_l)^2.
 
-    Q_l is the sum over channels of the squared feature map of stage l, flattened, of length one in every row. Where the two
-    networks' maps differ in size, the features are averaged down to the smaller size before they are squared. Terms {"ce",
+    Q_l is the sum over channels of the squared feature map of stage l, flattened, with rows scaled to length one. Where the
+    two networks' maps differ in size, the features are averaged down to the smaller size before they are squared. Terms {"ce",
     "at"}. Errors: CcdError for networks with different numbers of stages.
     """
     _same_rows(student, teacher)
@@ -186,13 +205,13 @@ def at(student, teacher, labels, gamma: Size = 1000.0):
     return ce(student, teacher, labels) | {"at": gamma * sum(parts)}
 
 
-def shapes(feats):
-    """The shapes (channels, height, width) of feature maps, as text."""
+def shapes(feats: tuple[torch.Tensor, ...]) -> str:
+    """The shapes (channels, height, width) of feature maps as text, for error messages."""
     return ", ".join(str(tuple(f.shape[1:])) for f in feats)
 
 
-def same_size(a, b):
-    """Feature maps a and b, the larger averaged down to the size of the smaller."""
+def same_size(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Feature maps a and b (B, c, h, w), averaged down to the smaller height and the smaller width of the two."""
     side = [min(x, y) for x, y in zip(a.shape[2:], b.shape[2:], strict=True)]
     return F.adaptive_avg_pool2d(a, side), F.adaptive_avg_pool2d(b, side)
 
@@ -202,16 +221,16 @@ def _attention(feature):
 
 
 @LOSSES.add("rkd")
-def rkd(student, teacher, labels, distance: Size = 25.0, angle: Size = 50.0):
+def rkd(student: Output, teacher: Output, labels: torch.Tensor, distance: Size = 25.0, angle: Size = 50.0) -> Terms:
     """Relational KD (Park et al., CVPR 2019): CE + distance * L_D + angle * L_A, on pooled features of the B rows.
 
-    L_D: mean over ordered pairs of different rows of huber(d^t_ij - d^s_ij), d the distances over their mean. L_A: mean over
-    triples of different rows of huber(a^t_ijk - a^s_ijk), a the cosine of the angle at j. huber(x) = x^2 / 2 where |x| < 1,
+    L_D: mean over ordered pairs of different rows of huber(d^t_ij - d^s_ij), d the distances divided by their mean. L_A: mean
+    over triples of different rows of huber(a^t_ijk - a^s_ijk), a the cosine of the angle at j. huber(x) = x^2 / 2 for |x| < 1,
     |x| - 1/2 elsewhere. Memory grows with B^3. Terms {"ce", "distance", "angle"}.
     """
     _same_rows(student, teacher)
     s, t, b = student.pooled, teacher.pooled.detach(), len(student.pooled)
-    # Where rows repeat, both sides are equal and add nothing, so only the counts of different rows are needed.
+    # Pairs and triples with a repeated row are equal on both sides and add nothing to the sums, but must not be counted.
     pairs, triples = max(1, b * (b - 1)), max(1, b * (b - 1) * (b - 2))
     by_distance = F.smooth_l1_loss(_distances(s), _distances(t), reduction="sum") / pairs
     by_angle = F.smooth_l1_loss(_angles(s), _angles(t), reduction="sum") / triples
@@ -224,18 +243,20 @@ def _distances(x):
 
 
 def _angles(x):
-    """(j, i, k): the cosine of the angle at row j between rows i and k."""
+    """The cosines of the angles at row j between rows i and k, as (j, i, k)."""
     e = F.normalize(x[None] - x[:, None], dim=2)
     return e @ e.mT
 
 
 @LOSSES.add("dkd", hard_labels=True, by_image=True)
-def dkd(student, teacher, labels, temperature: Above = 4.0, alpha: Size = 1.0, beta: Size = 8.0):
+def dkd(
+    student: Output, teacher: Output, labels: torch.Tensor, temperature: Above = 4.0, alpha: Size = 1.0, beta: Size = 8.0
+) -> Terms:
     """Decoupled KD (Zhao et al., CVPR 2022): CE + T^2 mean_i (alpha TCKD_i + beta NCKD_i).
 
-    TCKD: KL between (p_y, 1 - p_y) of teacher and student, y the true class. NCKD: KL between the probabilities of the
-    other classes among themselves. The paper sets beta by the pair (the `paper` profiles have it), and lets the soft terms grow
-    over the first 20 of 240 epochs (RunConfig.warmup). Terms {"ce", "target", "others"}.
+    TCKD: KL between (p_y, 1 - p_y) of teacher and student, y the true class. NCKD: KL between their probabilities of the other
+    classes, made to add up to one. The paper has a beta for each pair of networks (the `paper` profiles set it), and lets the
+    soft terms grow over the first 20 of 240 epochs (RunConfig.warmup). Terms {"ce", "target", "others"}.
     """
     _same_classes(student, teacher)
     true = F.one_hot(_labels_of_views(labels, len(student.logits)), student.logits.shape[1]).bool()
@@ -251,11 +272,13 @@ def dkd(student, teacher, labels, temperature: Above = 4.0, alpha: Size = 1.0, b
 
 
 @LOSSES.add("kd_std", by_image=True)
-def kd_std(student, teacher, labels, temperature: Above = 2.0, hard: Size = 0.1, soft: Size = 9.0):
+def kd_std(
+    student: Output, teacher: Output, labels: torch.Tensor, temperature: Above = 2.0, hard: Size = 0.1, soft: Size = 9.0
+) -> Terms:
     """Logit standardisation (Sun et al., CVPR 2024): hard * CE + soft * T^2 mean_i KL(p_T(Z(z^t_i)) || p_T(Z(z^s_i))).
 
-    Z(z) = (z - mean) / standard deviation, over the C classes of a row, the variance over C - 1 as in the released code. Terms
-    {"ce", "kd"}.
+    Z(z) = (z - mean) / standard deviation over the C classes of a row, with the variance over C - 1 of the released code.
+    Terms {"ce", "kd"}.
     """
     _same_classes(student, teacher)
 

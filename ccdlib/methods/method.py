@@ -1,14 +1,14 @@
-"""Methods: how a network is trained. A row of METHODS is a plain loss, or a class with heads or a memory of its own.
+"""Methods: how a network is trained. A row of METHODS is a plain loss, or a class with heads or a memory.
 
-A method is built for its networks (Given) and called once a step: `method(student, teacher, batch) -> {"term": scalar}`. Heads
-are made from the networks' own parts, trained with the student and left out when it is used.
+A method is built for its networks (Given) and called at every step: `method(student, teacher, batch) -> {"term": scalar}`.
+Heads are extra layers that a method trains with the student and that the trained student does without.
 
-Methods with rotations of their own (`rotates`: SSKD, HSAKD) turn every view that `views` makes by 0, 90, 180 and 270 degrees:
-V views an image become 4 V inputs, [all views; all views at 90 degrees; ...]. So they take any policy.
+A method that rotates (`rotates`: SSKD, HSAKD) sees every view at 0, 90, 180 and 270 degrees: V views of an image become 4 V
+inputs, [all views; all views at 90 degrees; ...]. It can be combined with any policy.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -16,21 +16,20 @@ from torch import nn
 from ccdlib.base.registry import CcdError, Registry
 from ccdlib.base.streams import stream
 from ccdlib.methods import settings as rules
-from ccdlib.methods.losses import LOSSES, full
-from ccdlib.models.backbone import HE, Backbone, Output, initialise
+from ccdlib.methods.losses import LOSSES, Terms, full
+from ccdlib.models.backbone import HE, Backbone, Initial, Output, initialise
+from ccdlib.views.epoch import Batch
 
 
 def _row(name, method):
-    """The class of a row; CcdError for what is no Method, which a plain loss is not: it is a row of LOSSES."""
+    """The class of a row. Errors: CcdError for anything but a class made from Method; a plain loss is a row of LOSSES."""
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise CcdError(f"method {name!r}: {method!r} is no class made from ccdlib.Method; a function is added by LOSSES.add")
     return method
 
 
 METHODS = Registry("method", _row)
-
-
-TURNS = 4
+TURNS = 4  # rotations of every view, for methods that rotate
 
 
 class Given(NamedTuple):
@@ -42,50 +41,51 @@ class Given(NamedTuple):
     shape: tuple[int, int, int]  # of an image: channels, height, width
     classes: int
     labels: torch.Tensor  # (n,) of the training images
-    seed: int = 0
+    seed: int = 0  # of the run; decides the weights of the heads and the method's own draws
 
 
 class Method(nn.Module):
-    """Base of all methods.
+    """Base class of all methods. A new one defines forward(), and others of its parts where they differ.
 
-    teacher: "none", "needed" or "optional". teacher_method: the method that its teacher must have been trained by, because it
-    makes the heads that are needed. freezes: the network starts as the teacher and stays as it is, only heads are trained.
-    rotates: see the module. hard_labels: mixed labels are refused. keeps: the heads are stored with the run.
+    teacher: whether a method has one. teacher_method: the method that must have trained the teacher, because its heads are
+    needed (None: any). freezes: where there is a teacher, the network is a frozen copy of it and only heads are trained.
+    rotates: every view is seen at four rotations. hard_labels: mixed labels are refused. keeps: the heads are stored with the
+    run. initial: how the weights of the heads are drawn.
     """
 
-    teacher = "needed"
-    teacher_method = None
-    freezes = False
-    rotates = False
-    hard_labels = True
-    keeps = False
-    initial = HE  # how the weights of its heads are drawn
+    teacher: Literal["needed", "none", "optional"] = "needed"
+    teacher_method: str | None = None
+    freezes: bool = False
+    rotates: bool = False
+    hard_labels: bool = True
+    keeps: bool = False
+    initial: Initial = HE
 
     @classmethod
     def by_image(cls, settings: dict) -> bool:
-        """Whether a batch can be seen in parts: its terms are means over inputs or pairs of views, and it has no heads."""
+        """Whether a step can be computed in parts: with `settings`, all terms are means over inputs or pairs of views."""
         return False
 
     @classmethod
     def function(cls) -> Callable:
-        """The function whose arguments are its settings."""
+        """The function whose arguments with defaults are the method's settings."""
         return cls.__init__
 
-    def __init__(self, given):
+    def __init__(self, given: Given):
         super().__init__()
-        # In a tuple, so that the teacher's heads are neither trained, nor put into train mode, nor stored with this method.
+        # In a tuple, so that PyTorch neither trains the teacher's heads, nor puts them into train mode, nor stores them here.
         self._taught_by = (given.teacher_heads,)
 
     @property
-    def teacher_heads(self):
-        """The heads of the teacher, frozen."""
+    def teacher_heads(self) -> "Method | None":
+        """The method that trained the teacher, with its heads frozen; None where the teacher has no stored heads."""
         return self._taught_by[0]
 
-    def heads(self, output):
-        """What the heads make of a network's Output; nothing where there are none."""
+    def heads(self, output: Output) -> Any:
+        """What the heads make of a network's Output; None where there are none."""
 
-    def headed(self, head, x):
-        """head(x) in float32, computed as the networks are (bfloat16 on a GPU)."""
+    def headed(self, head: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """head(x) in float32, computed in the networks' own precision (bfloat16 on a GPU)."""
         if x.device.type != "cuda":
             return head(x)
         with torch.autocast("cuda", torch.bfloat16):
@@ -93,37 +93,43 @@ class Method(nn.Module):
 
 
 class Plain(Method):
-    """A row of LOSSES: no heads, no memory."""
+    """A row of LOSSES as a method, without heads or memory.
 
-    loss: Callable
-    mean_over_inputs = False
+    name: of the row. loss: its function. mean_over_inputs: its option by_image.
+    """
+
+    name: str
+    loss: Callable[..., Terms]
+    mean_over_inputs: bool = False
 
     @classmethod
-    def by_image(cls, settings):
-        """Whether its terms are means over inputs or pairs of views, those of its words too."""
+    def by_image(cls, settings: dict) -> bool:
+        """Whether the loss, and every row of a registry that its settings name, is by_image."""
         return cls.mean_over_inputs and all(
             row.options[name].get("by_image", True) for row, name in rules.words_in(cls.loss, settings)
         )
 
     @classmethod
-    def function(cls):
-        """The function whose arguments are its settings."""
+    def function(cls) -> Callable:
+        """The loss, whose arguments with defaults are the method's settings."""
         return cls.loss
 
-    def __init__(self, given, **settings):
+    def __init__(self, given: Given, **settings):
         super().__init__(given)
         self.settings = settings
         if self.name == "at" and given.teacher is not None:
             both = [blank_output(network, given.shape) for network in (given.student, given.teacher)]
-            self.loss(*both, both[0].logits.new_zeros(2, dtype=torch.long))  # says which stages do not match
+            self.loss(
+                *both, both[0].logits.new_zeros(2, dtype=torch.long)
+            )  # raises before training where the stages do not match
 
-    def forward(self, student, teacher, batch):
-        """The loss's terms."""
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Terms:
+        """The terms of the loss."""
         return self.loss(student, teacher, batch.labels, **self.settings)
 
 
 def _plain(name, loss, hard_labels, by_image, teacher):
-    """The method of a loss."""
+    """The method class of a loss."""
     own = {"name": name, "loss": staticmethod(loss), "__doc__": loss.__doc__, "teacher": teacher}
     return type(name, (Plain,), own | {"hard_labels": hard_labels, "mean_over_inputs": by_image})
 
@@ -132,7 +138,7 @@ METHODS.follow(LOSSES, _plain)
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """{setting: default} of a method."""
+    """The settings of the method `name` with their defaults: {setting: default}."""
     return rules.defaults_of(METHODS[name].function())
 
 
@@ -142,21 +148,24 @@ def check_settings(name: str, settings: dict) -> None:
 
 
 def words_in(name: str, settings: dict) -> list[tuple[Registry, str]]:
-    """The rows of registries that settings of a method name, such as (WEIGHTS, "cosine"); defaults count as named."""
+    """The rows of registries that settings of the method `name` or their defaults name, such as (WEIGHTS, "cosine")."""
     return rules.words_in(METHODS[name].function(), settings)
 
 
 def make(name: str, given: Given, settings: dict | None = None) -> Method:
-    """The method `name` for its networks (a Given), its heads with fresh weights; CcdError where it cannot be."""
+    """Build the method `name` for its networks, with fresh weights in its heads.
+
+    Errors: CcdError for an unknown name, and where the method cannot train these networks on these images.
+    """
     with torch.random.fork_rng(devices=[]):  # layers draw from the global generator when they are made
         method = METHODS[name](given, **(settings or {}))
-    # Copied parts of a frozen network are trained nevertheless.
+    # Heads that are copies of a frozen network's parts are frozen too until this.
     return initialise(method.requires_grad_(True), stream(given.seed, "heads"), method.initial)
 
 
 @torch.no_grad()
 def blank_output(network: Backbone, shape: tuple[int, int, int]) -> Output:
-    """What a network says about two blank images of `shape`, for the shapes of its features."""
+    """The Output of a network for two blank images of `shape` (channels, height, width), for the shapes of features."""
     training = network.training
     made = network.eval()(next(network.parameters()).new_zeros(2, *shape))
     network.train(training)

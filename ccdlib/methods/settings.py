@@ -1,7 +1,7 @@
-"""Settings of methods: what one may be stands at its argument, as an annotation, and is checked before any training.
+"""Settings of methods: arguments with defaults, whose annotations say which values are allowed; checked before any training.
 
-A number is of the type of its default; an annotation such as `Annotated[float, Range(0, 1)]` narrows it, and a word is one of a
-`Literal` or of the registry in `Annotated[str, WEIGHTS]`.
+A setting has the type of its default. An annotation such as `Annotated[float, Range(0, 1)]` limits a number, and one such as
+`Annotated[str, WEIGHTS]` or a `Literal` says which words are allowed.
 """
 
 import inspect
@@ -13,18 +13,18 @@ from typing import Annotated, Any, NamedTuple
 
 from ccdlib.base.registry import CcdError, Registry, unknown
 
-MOST = 1_000_000  # of a number in settings
+MOST = 1_000_000  # the largest number that Size and Whole allow
 
 
 class Range(NamedTuple):
-    """Numbers from `low` to `high`; above: `low` itself is not allowed."""
+    """The numbers from `low` to `high`; above: `low` itself is not allowed."""
 
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether a value lies in the range; a number that is not finite never does."""
+        """Whether a value lies in the range; infinity and NaN never do."""
         return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
 
     def __str__(self):
@@ -34,13 +34,13 @@ class Range(NamedTuple):
 
 Above = Annotated[float, Range(0, 1000, above=True)]  # a temperature
 Size = Annotated[float, Range(0, MOST)]  # how much a term counts
-Part = Annotated[float, Range(0, 1)]
-Whole = Annotated[int, Range(1, MOST)]
+Part = Annotated[float, Range(0, 1)]  # a share
+Whole = Annotated[int, Range(1, MOST)]  # a count
 
 
 @lru_cache(maxsize=256)
 def defaults_of(function: Callable) -> dict[str, Any]:
-    """{setting: default} of a loss, or of the constructor of a method: its arguments that have a default."""
+    """{setting: default} of a loss or of a method's constructor: its arguments that have a default."""
     parameters = inspect.signature(function).parameters
     return {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty}
 
@@ -58,13 +58,8 @@ def check(name: str, function: Callable, settings: Mapping[str, Any]) -> None:
             if value not in allowed:
                 raise unknown(f"{key} of method {name!r}", value, allowed)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            _check_number(
-                name,
-                key,
-                value,
-                isinstance(known[key], int),
-                next((limit for limit in limits if isinstance(limit, Range)), Range()),
-            )
+            bounds = next((limit for limit in limits if isinstance(limit, Range)), Range())
+            _check_number(name, key, value, isinstance(known[key], int), bounds)
 
 
 def _check_type(name, key, value, kind, default):
@@ -83,12 +78,12 @@ def _check_number(name, key, value, whole, limits):
 def _hints(function):
     try:
         return typing.get_type_hints(function, include_extras=True)
-    except Exception:  # annotations of a reader's function that name what is not there any more say nothing
+    except Exception:  # annotations of a reader's function may name what no longer exists; then its settings have no limits
         return {}
 
 
 def words_in(function: Callable, settings: Mapping[str, Any]) -> list[tuple[Registry, str]]:
-    """The rows of registries that settings name, such as (WEIGHTS, "cosine"); defaults count as named."""
+    """The rows of registries that settings or their defaults name, as [(registry, name)], such as (WEIGHTS, "cosine")."""
     hints, found = _hints(function), defaults_of(function) | dict(settings)
     return [
         (limit, value)

@@ -1,4 +1,4 @@
-"""SSKD: the similarities of rotated images, in two stages."""
+"""SSKD: self-supervised similarities of rotated images, in two stages."""
 
 from typing import Annotated
 
@@ -7,58 +7,58 @@ import torch.nn.functional as F
 from torch import nn
 
 from ccdlib.base.registry import CcdError, Registry
-from ccdlib.methods.losses import kl_rows
-from ccdlib.methods.method import METHODS, TURNS, Method
+from ccdlib.methods.losses import Terms, kl_rows
+from ccdlib.methods.method import METHODS, TURNS, Given, Method
 from ccdlib.methods.settings import Above, Part
+from ccdlib.models.backbone import Output
+from ccdlib.views.epoch import Batch
 
-# Weights of CE, KL of normal views, KL of rotated views, KL of similarities: the released code's, and the supplement's.
+# The factors a, b, c, d of SSKD's terms, in the paper's released code and in its supplement.
 SSKD_WEIGHTS = Registry("sskd weights")
-
-
 SSKD_WEIGHTS |= {"released": (0.1, 0.9, 2.7, 10.0), "supplement": (0.1, 0.9, 3.0, 5.0)}
 
 
 class _Rotating(Method):
-    """A method with rotations of its own; CcdError for images that are not square."""
+    """A method that rotates the views itself. Errors: CcdError for images that are not square."""
 
     rotates = True
 
-    def __init__(self, given):
+    def __init__(self, given: Given):
         super().__init__(given)
         if given.shape[1] != given.shape[2]:
             raise CcdError(f"rotations need square images, not {given.shape[1:]}; make them square first")
 
 
 class _Contrast(_Rotating):
-    """What both stages of SSKD share: the head h, Linear(d, d)-ReLU-Linear(d, d) on pooled features, and similarities."""
+    """What both stages of SSKD share: a head h, linear, ReLU, linear, on the d pooled features, and its similarities."""
 
-    def __init__(self, given):
+    def __init__(self, given: Given):
         super().__init__(given)
         d = given.student.head.in_features
         self.head = nn.Sequential(nn.Linear(d, d), nn.ReLU(inplace=True), nn.Linear(d, d))
 
-    def heads(self, output):
-        """h of the pooled features (B, d), of length one."""
+    def heads(self, output: Output) -> torch.Tensor:
+        """h of the pooled features (B, d), scaled to length one."""
         return F.normalize(self.headed(self.head, output.pooled), dim=1)
 
-    def similarities(self, output, batch):
-        """For each view of n images (3 n, n): the cosine of h at the rotated rows and h at the same view's normal rows."""
+    def similarities(self, output: Output, batch: Batch) -> list[torch.Tensor]:
+        """For each view of n images (3 n, n): cosines between h of the rotated rows and h of the same view's normal rows."""
         normal, *turned = (part.split(batch.sizes) for part in self.heads(output).chunk(TURNS))
         return [torch.cat([part[v] for part in turned]) @ normal[v].T for v in range(len(batch.sizes)) if batch.sizes[v]]
 
 
 @METHODS.add("sskd_teacher")
 class SSKDTeacher(_Contrast):
-    """Stage 1 of SSKD (Xu et al., ECCV 2020): the head of a frozen teacher: mean_ji CE(s_ji., i).
+    """Stage 1 of SSKD (Xu et al., ECCV 2020): the head of a frozen teacher, trained by mean_ji CE(s_ji, i).
 
-    s_ji. are the cosines of the head's answers to rotated image i (90, 180, 270 degrees) and to the normal images of the
-    batch, each view among its own. Terms {"contrast"}.
+    s_ji are the cosines between the head's answer to image i at rotation j (90, 180, 270 degrees) and its answers to all normal
+    images of the batch, among which i is to be found; each view has its own. Terms {"contrast"}.
     """
 
     freezes = True
     keeps = True
 
-    def forward(self, student, teacher, batch):
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Terms:
         """Terms {"contrast"}."""
         rows = self.similarities(student, batch)
         own = [torch.arange(s.shape[1], device=s.device).repeat(TURNS - 1) for s in rows]
@@ -70,16 +70,16 @@ class SSKDTeacher(_Contrast):
 class SSKD(_Contrast):
     """Stage 2 of SSKD (Xu et al., ECCV 2020): a CE(normal) + b T^2 KL(normal) + c T^2 KL(rotated) + d tau^2 KL(similarities).
 
-    T 4, tau 0.5; a, b, c, d by name, `weights`: "released" (0.1, 0.9, 2.7, 10) or "supplement" (0.1, 0.9, 3, 5). Rotated
-    logits and rows of similarities are only compared where the teacher can be trusted, see `trusted`. Terms {"ce", "kd",
-    "rotated", "contrast"}. Needs a teacher trained by sskd_teacher.
+    T 4, tau 0.5. weights: the name of a, b, c, d, "released" (0.1, 0.9, 2.7, 10) or "supplement" (0.1, 0.9, 3, 5).
+    ratio_logits, ratio_similarities: the ratio of trusted() for rotated logits and for similarities, which are compared only
+    where the teacher is right or nearly so. Terms {"ce", "kd", "rotated", "contrast"}. Needs a teacher trained by sskd_teacher.
     """
 
     teacher_method = "sskd_teacher"
 
     def __init__(
         self,
-        given,
+        given: Given,
         weights: Annotated[str, SSKD_WEIGHTS] = "released",
         temperature: Above = 4.0,
         tau: Above = 0.5,
@@ -90,7 +90,7 @@ class SSKD(_Contrast):
         self.weights, self.temperature, self.tau = SSKD_WEIGHTS[weights], temperature, tau
         self.ratio_logits, self.ratio_similarities = ratio_logits, ratio_similarities
 
-    def forward(self, student, teacher, batch):
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> Terms:
         """Terms {"ce", "kd", "rotated", "contrast"}."""
         n = len(batch.labels)
         with torch.no_grad():
@@ -116,12 +116,13 @@ def _mean(rows):
     return rows.sum() / max(1, len(rows))  # with small ratios nothing may be kept
 
 
-def trusted(rows, true, ratio):
-    """Row numbers, ascending, of the teacher's `rows` (M, K) that SSKD keeps: all whose largest entry is at `true` (M,), and of
-    the W wrong ones the floor(ratio * W) whose true entry ranks highest.
+def trusted(rows: torch.Tensor, true: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Choose the rows of the teacher that SSKD keeps: all right ones, and the best part `ratio` of the wrong ones.
 
-    The M rows are all inputs at one angle, then all at the next; of equal ranks the first images are kept, all angles of one
-    before the next, as the released code does.
+    rows: (M, K) numbers of the teacher, all inputs at one angle, then all at the next. true: (M,) the right entry of each; a
+    row is right where that is its largest. Of W wrong rows the floor(ratio * W) are kept whose true entry ranks highest; of
+    equal ranks those of the first images, all angles of one before the next, as in the released code.
+    Returns the numbers of the kept rows, ascending.
     """
     better = (rows > rows.gather(1, true[:, None])).sum(1)  # the rank of the true entry, from 0
     wrong = int((better > 0).sum())

@@ -1,7 +1,7 @@
 """Backbones by name, all with one contract: `network(x) -> Output(logits, feats, pooled)`.
 
     backbone.py  the contract, the registry MODELS, initial weights    networks.py  a row for each network of the papers
-    shufflenet.py  units that the kept libraries lack                  pretrained.py  weights that torchvision offers
+    shufflenet.py  units that the libraries lack                       pretrained.py  weights that torchvision offers
 
 It may import base, and nothing above.
 """

@@ -1,8 +1,8 @@
-"""The contract of all backbones, how their weights are drawn, and teachers with their batch norms folded."""
+"""The contract of all backbones, how their weights are drawn, and copies of networks with folded batch norms."""
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ccdlib.base.registry import CcdError, Registry
 from ccdlib.base.streams import stream
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 class Output(NamedTuple):
-    """What a backbone says about B images."""
+    """What a backbone answers to B images."""
 
     logits: torch.Tensor  # (B, classes)
     feats: tuple[torch.Tensor, ...]  # one (B, c, h, w) per stage
@@ -22,35 +24,31 @@ class Output(NamedTuple):
 
 
 class Initial(NamedTuple):
-    """How weights are drawn. he: convolutions He normal, fan-out (He et al. 2015), their biases 0; else PyTorch's uniform
-    default. std: of normal weights of linear layers; None: PyTorch's uniform default. zero_bias: linear biases are 0."""
+    """How the weights of a network are drawn."""
 
-    he: bool = True
-    std: float | None = None
-    zero_bias: bool = False
+    he: bool = True  # convolutions: He normal, fan-out (He et al. 2015), with biases 0; False: PyTorch's uniform default
+    std: float | None = None  # of the normal weights of linear layers; None: PyTorch's uniform default
+    zero_bias: bool = False  # whether the biases of linear layers are 0
 
 
-# By family, as the code of HSAKD, whose networks these are, draws them.
+# These networks are those of the code of HSAKD (Yang et al., IJCAI 2021), which draws each family in its own way.
 HE = Initial()  # ResNets
-
-
 HE_ZERO = Initial(zero_bias=True)  # wide ResNets
-
-
 HE_NORMAL = Initial(std=0.01, zero_bias=True)  # VGG, MobileNetV2
-
-
-UNIFORM = Initial(he=False)  # ShuffleNets: PyTorch's defaults
+UNIFORM = Initial(he=False)  # ShuffleNets
 
 
 class Backbone(nn.Module):
-    """Stem, stages, tail, global average, linear head; a kept library makes all but the last two.
+    """A network as its stem, its stages, its tail, a global average and a last linear layer.
 
-    stem, tail: modules before the first stage and after the last. stages: a list of modules, one a feature map. width: numbers
-    that the tail leaves after averaging. classes: width of the logits. again: a function that makes the units of the last stage
-    once more, from its own output at its own size, for HSAKD's branch after that stage (None: HSAKD cannot take the network).
-    initial: how its weights are drawn.
+    stem, tail: modules before the first stage and after the last. stages: a list of modules, one for each feature map. width:
+    the number D of pooled features. classes: the number of logits. again: makes new units like those of the last stage, which
+    take its output and keep its shape; HSAKD's branch after that stage needs them (None: HSAKD cannot train the network).
+    initial: how the weights are drawn.
     """
+
+    again: Callable[[], nn.Module] | None
+    initial: Initial
 
     def __init__(
         self,
@@ -59,7 +57,7 @@ class Backbone(nn.Module):
         tail: nn.Module,
         width: int,
         classes: int,
-        again: Callable | None = None,
+        again: Callable[[], nn.Module] | None = None,
         initial: Initial = HE,
     ):
         super().__init__()
@@ -67,8 +65,8 @@ class Backbone(nn.Module):
         self.stem, self.stages, self.tail = stem, nn.ModuleList(stages), tail
         self.head = nn.Linear(width, classes)
 
-    def forward(self, x):
-        """x (B, C, H, W) float, normalised -> Output."""
+    def forward(self, x: torch.Tensor) -> Output:
+        """The Output for normalised images x (B, C, H, W) float."""
         x = self.stem(x)
         feats = []
         for stage in self.stages:
@@ -81,13 +79,12 @@ class Backbone(nn.Module):
 MODELS = Registry("model")
 
 
-def build(name, classes=10, channels=3, seed=0):
-    """The network `name` with fresh weights.
+def build(name: str, classes: int = 10, channels: int = 3, seed: int = 0) -> Backbone:
+    """Make the network `name` with fresh weights, drawn as its family is (Initial); batch norms start at 1 and 0.
 
-    classes: width of the logits; channels: 1 or 3 image channels; seed: initial weights are a function of it alone, drawn as
-    the network's family is (Initial); batch norms are 1 and 0.
-    Errors: CcdError for an unknown name, fewer than two classes, or other channels. The network works from images of
-    8 x 8 on (32 x 32 for the ImageNet networks).
+    classes: the number of logits. channels: of an image, 1 or 3. seed: alone decides the initial weights.
+    The smallest images it takes are 8 x 8 (32 x 32 for the ImageNet networks). Errors: CcdError for an unknown name, for fewer
+    than two classes, and for other channels.
     """
     make = MODELS[name]
     if not isinstance(classes, int) or classes < 2:
@@ -99,8 +96,11 @@ def build(name, classes=10, channels=3, seed=0):
     return initialise(network.to_empty(device="cpu"), stream(seed, "weights"), network.initial)
 
 
-def initialise(network, generator, initial=HE):
-    """Draw all weights of `network` (convolutions, linear layers, batch norms) from `generator`, as `initial` says."""
+def initialise(network: Network, generator: torch.Generator, initial: Initial = HE) -> Network:
+    """Draw all weights of `network` in place from `generator`, as `initial` says, and return it.
+
+    Errors: TypeError for a layer with weights that is no convolution, linear layer or batch norm.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             _draw_convolution(module, generator, initial)
@@ -133,14 +133,16 @@ def _draw_linear(module, generator, initial):
 
 
 def _uniform(module, inputs, generator):
-    """PyTorch's default: uniform within one over the root of a unit's inputs."""
+    """PyTorch's default: uniform within plus or minus one over the root of the number of a unit's inputs."""
     for weights in filter(torch.is_tensor, (module.weight, module.bias)):
         nn.init.uniform_(weights, -(inputs**-0.5), inputs**-0.5, generator=generator)
 
 
-def folded(network):
-    """A copy of a network in eval mode that answers the same, to rounding, with its batch norms folded into the convolutions
-    whose output only they read. It cannot be trained."""
+def folded(network: nn.Module) -> fx.GraphModule:
+    """Copy a network in eval mode, with each batch norm folded into the convolution before it where nothing else reads that.
+
+    The copy answers the same up to rounding, and faster, but cannot be trained.
+    """
     traced = fx.symbolic_trace(copy.deepcopy(network))
     modules = dict(traced.named_modules())
     norms = [node for node in traced.graph.nodes if isinstance(modules.get(node.target), nn.BatchNorm2d)]

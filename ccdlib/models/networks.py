@@ -1,6 +1,6 @@
-"""The networks of the papers: a row of MODELS each.
+"""The networks of the papers, each a row of MODELS: (classes, channels) -> Backbone.
 
-pytorchcv and torchvision hold the networks; a row of MODELS says how to take one apart into stem, stages and tail.
+pytorchcv and torchvision hold the networks; a row takes one apart into stem, stages and tail.
 Parameters and multiply-adds of every row are those that the papers publish (tests/test_models.py).
 """
 
@@ -9,6 +9,7 @@ import itertools
 from torch import nn
 
 from ccdlib.models.backbone import HE_NORMAL, HE_ZERO, MODELS, UNIFORM, Backbone
+from ccdlib.models.shufflenet import ShuffleUnit, shuffle_stages
 
 
 def _resnet(depth, widths=(16, 32, 64), stem=16):
@@ -41,9 +42,9 @@ def _wrn(depth, widen):
 
 
 def _vgg(convolutions):
-    """`convolutions` of 3 x 3 (two in vgg13, one in vgg8) in each of the stages of 64, 128, 256, 512 and 512 channels.
+    """A VGG with so many 3 x 3 convolutions (two in vgg13, one in vgg8) at each width of 64, 128, 256, 512 and 512 channels.
 
-    Stages begin with their pooling; before the last one there is none, and it is part of the stage before it. There is no stem.
+    A stage begins with its pooling; the second 512 have none and belong to the stage of the first. There is no stem.
     """
 
     def make(classes, channels):
@@ -59,7 +60,7 @@ def _vgg(convolutions):
         stages = [layers[first:last] for first, last in itertools.pairwise(cuts)]
 
         def again():
-            return torchvision.models.vgg.make_layers([512] * (2 * convolutions + 1), batch_norm=True)[3:]  # not three inputs
+            return torchvision.models.vgg.make_layers([512] * (2 * convolutions + 1), batch_norm=True)[3:]  # not its RGB layer
 
         return Backbone(nn.Identity(), stages, nn.Identity(), 512, classes, again, HE_NORMAL)
 
@@ -69,8 +70,8 @@ def _vgg(convolutions):
 def _mobilenet_v2(classes, channels):
     from ccdlib.base.vision import torchvision
 
-    # The network of the distillation literature expands even where the factor is one; torchvision leaves that layer out
-    # when the factor is exactly one, and rounds the hidden width, so a factor a hair above one gives the layer.
+    # The network of the distillation literature has an expanding layer even where the factor is one. torchvision leaves that
+    # layer out when the factor is exactly one, and rounds the hidden width, so a factor a little above one gives the layer.
     one = 1 + 1e-9
     setting = [
         (one, 16, 1, 1),
@@ -94,7 +95,7 @@ def _mobilenet_v2(classes, channels):
 
 
 def _unlimited(network):
-    """The network with ReLU for ReLU6: torchvision's MobileNetV2 has the latter, that of the distillation literature not."""
+    """Replace ReLU6 by ReLU: torchvision's MobileNetV2 has the former, that of the distillation literature the latter."""
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.ReLU6):
             network.set_submodule(name, nn.ReLU(inplace=True))
@@ -102,10 +103,8 @@ def _unlimited(network):
 
 
 def _shufflenet_v1(classes, channels):
-    from ccdlib.models.shufflenet import ShuffleUnit, stages
-
     again = _units(4, ShuffleUnit, 960, 960, groups=3, stride=1, first_groups=3)
-    return Backbone(_pointwise_stem(channels), stages(), nn.Identity(), 960, classes, again, UNIFORM)
+    return Backbone(_pointwise_stem(channels), shuffle_stages(), nn.Identity(), 960, classes, again, UNIFORM)
 
 
 def _shufflenet_v2(classes, channels):
@@ -116,7 +115,7 @@ def _shufflenet_v2(classes, channels):
     unit = torchvision.models.shufflenetv2.InvertedResidual
 
     def again():
-        first = unit(464, 464, 2)  # both branches, as where the resolution halves, which it does not here
+        first = unit(464, 464, 2)  # a unit with stride 2 has both branches; here it keeps the resolution
         first.branch1[0].stride = first.branch2[3].stride = (1, 1)
         return nn.Sequential(first, *(unit(464, 464, 1) for _ in range(3)))
 
@@ -124,7 +123,7 @@ def _shufflenet_v2(classes, channels):
 
 
 def _units(count, unit, *arguments, **settings):
-    """A function that makes `count` units of a stage, one after the other."""
+    """A function that makes a sequence of `count` units, for Backbone.again."""
     return lambda: nn.Sequential(*(unit(*arguments, **settings) for _ in range(count)))
 
 
