@@ -48,7 +48,7 @@ def _do(job, profile):
         names = [folder.path.name for folder in folders]
         if names != list(job["runs"]):
             raise CcdError(
-                f"the runs {', '.join(job['runs'])} would be {', '.join(names)} now: code, data or a teacher's file has changed "
+                f"the runs {', '.join(job['runs'])} would be {', '.join(names)} now: code, data or a teacher file has changed "
                 "since the batch was planned; start the batch again"
             )
         if missing := unfinished(folders):
