@@ -313,9 +313,12 @@ def tiny(**change):
     return experiment("00_quickstart", parameters("00_quickstart", **SMALL | {"student_model": "resnet8"} | change))
 
 
-@pytest.mark.parametrize("side_by_side", [1, 2])
+SEVERAL = pytest.param("2", marks=pytest.mark.drill)  # workers are processes of their own
+
+
+@pytest.mark.parametrize("side_by_side", ["1", SEVERAL])
 def test_training_trains_what_is_missing_and_reads_the_rest(monkeypatch, capsys, outputs, side_by_side):
-    monkeypatch.setenv("CCD_JOBS", str(side_by_side))
+    monkeypatch.setenv("CCD_JOBS", side_by_side)
     planned = tiny()
     alone = fit(planned.arms["KD"][0], show="none")
     results = planned.train()
@@ -331,6 +334,7 @@ def test_training_trains_what_is_missing_and_reads_the_rest(monkeypatch, capsys,
     assert [r.accuracy for r in again["CCD"]] == [r.accuracy for r in results["CCD"]]
 
 
+@pytest.mark.drill
 def test_side_by_side_gives_the_same_bits_as_one_after_another(monkeypatch, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what a worker has
@@ -353,7 +357,7 @@ def test_a_wrong_number_of_jobs(monkeypatch, jobs):
         experiments.jobs()
 
 
-@pytest.mark.parametrize("side_by_side", ["1", "2"])
+@pytest.mark.parametrize("side_by_side", ["1", SEVERAL])
 def test_a_failing_run_is_named_and_the_others_are_kept(monkeypatch, outputs, side_by_side):
     monkeypatch.setenv("CCD_JOBS", side_by_side)
     planned = tiny()
@@ -370,6 +374,7 @@ experiment("00_quickstart", json.loads(sys.argv[1])).train()
 """
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("signal_sent", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("side_by_side", ["1", "2"])
 def test_a_killed_or_interrupted_notebook_loses_no_finished_run(outputs, monkeypatch, side_by_side, signal_sent):

@@ -213,6 +213,7 @@ def test_results_of_an_earlier_execution_are_not_taken_for_this_one(small, capsy
     assert (outputs / "smoke" / "99_small" / "results.json").read_bytes() == kept
 
 
+@pytest.mark.drill
 def test_a_kernel_that_dies_leaves_the_executed_copy(small, outputs, capsys):
     small.write_text(small.read_text().replace("raise RuntimeError('as asked')", "import os; os._exit(9)"))
     code, message = refused(capsys, "run", "99_small", "-p", "fail", "true")
