@@ -28,10 +28,9 @@ reproduce: $(READY)
 batch: $(READY)
 	@$(BIN)/ccd batch $(BATCH_NB) --profile $(or $(PROFILE),lite)
 
-# One thread and one training each: the two workers share the cores.
-PYTEST = OMP_NUM_THREADS=1 CCD_JOBS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+# One thread and one training each: the two workers share the cores. tests/conftest.py says what goes to which worker.
+PYTEST = OMP_NUM_THREADS=1 CCD_JOBS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
-# A notebook is a group, for its cells share a kernel (notebooks/conftest.py); groups come first, and single tests fill up.
 test: $(READY)
 	$(PYTEST) -m 'not drill' --nbval-lax --nbval-current-env notebooks tests
 

@@ -18,14 +18,6 @@ def pytest_unconfigure(config):
     config.nbval_outputs.cleanup()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """The cells of a notebook share a kernel, so they go to one worker; `make test` has groups for that."""
-    for item in items:
-        if item.path.suffix == ".ipynb":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collectstart(collector):
     """Compare words, not the HTML and SVG that hold ids, nor what libraries say on stderr."""

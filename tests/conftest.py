@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scheduling import TestByTest
 
 from ccdlib import paths
 from ccdlib.config import RunConfig
 from ccdlib.train import fit
 
 os.environ.setdefault("CCD_DEVICE", "cpu")  # golden numbers are a CPU's; tests of CUDA name it
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """What `--dist loadscope` means here."""
+    return TestByTest(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from scheduling import TestByTest
 
 from ccdlib import notebook, paths, runs, verdicts
 from ccdlib.config import RECIPES, RunConfig
@@ -137,9 +138,11 @@ def test_the_workflow_runs_what_ci_runs_on_linux_and_macos():
 
 def test_every_test_is_run_by_one_of_two_commands_and_a_notebook_by_one_worker():
     test, drills = (make("-n", name).stdout.splitlines()[-1] for name in ("test", "drills"))
-    assert "--dist loadgroup -m 'not drill' --nbval-lax --nbval-current-env notebooks tests" in test
-    assert drills.endswith("--dist loadgroup -m drill tests")
-    assert "xdist_group" in (ROOT / "notebooks" / "conftest.py").read_text()
+    assert "--dist loadscope -m 'not drill' --nbval-lax --nbval-current-env notebooks tests" in test
+    assert drills.endswith("--dist loadscope -m drill tests")
+    part = TestByTest._split_scope  # of a node id: what one worker gets
+    assert part(None, "notebooks/a.ipynb::Cell 0") == part(None, "notebooks/a.ipynb::Cell 1") == "notebooks/a.ipynb"
+    assert part(None, "tests/test_a.py::test_b[1]") != part(None, "tests/test_a.py::test_b[2]")
 
 
 PAGES = ("README.md", "outputs/README.md")
