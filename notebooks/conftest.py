@@ -7,15 +7,20 @@ import pytest
 
 
 def pytest_configure(config):
-    """Every check trains anew, in a folder of its own: a stored run must not hide that the code has changed."""
-    config.nbval_outputs = tempfile.TemporaryDirectory(prefix="ccdlib-nbval-")
-    os.environ["CCD_OUTPUTS"] = config.nbval_outputs.name
+    """Every check trains anew, in a folder of its own: a stored run must not hide that the code has changed.
+
+    The workers of one check share the folder, so that a run of two notebooks is trained once.
+    """
+    if not hasattr(config, "workerinput"):
+        config.nbval_outputs = tempfile.TemporaryDirectory(prefix="ccdlib-nbval-")
+        os.environ["CCD_OUTPUTS"] = config.nbval_outputs.name
     os.environ.setdefault("CCD_DEVICE", "cpu")  # the stored outputs are a CPU's
 
 
 def pytest_unconfigure(config):
     """Leave nothing behind."""
-    config.nbval_outputs.cleanup()
+    if not hasattr(config, "workerinput"):
+        config.nbval_outputs.cleanup()
 
 
 @pytest.hookimpl(trylast=True)

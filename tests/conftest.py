@@ -2,16 +2,25 @@
 
 import io
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scheduling import TestByTest
 
 from ccdlib import paths
+from ccdlib.config import RunConfig
+from ccdlib.train import fit
 
 os.environ.setdefault("CCD_DEVICE", "cpu")  # golden numbers are a CPU's; tests of CUDA name it
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """What `--dist loadscope` means here."""
+    return TestByTest(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +31,38 @@ def outputs(tmp_path, monkeypatch):
     monkeypatch.delenv("CCD_REPAIR", raising=False)
     monkeypatch.setenv("CCD_SAVE_EVERY", "0")
     return folder
+
+
+@pytest.fixture(scope="session")
+def _store(tmp_path_factory):
+    """Outputs that all tests of a process share."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def once(_store, monkeypatch):
+    """A function that fits configurations once for all tests: their results, in a store that tests only read."""
+
+    def fitted(*configs):
+        with monkeypatch.context() as patch:
+            patch.setenv("CCD_OUTPUTS", str(_store))
+            return [fit(config, show="none") for config in configs]
+
+    return fitted
+
+
+@pytest.fixture
+def trained(once, outputs):
+    """A function that fits once as well, and puts copies of the runs and of their teachers' where the test may damage them;
+    returns the folders of the copies."""
+
+    def copied(*configs):
+        taught = [config.teacher for config in configs if isinstance(config.teacher, RunConfig)]
+        found = [result.folder for result in once(*configs, *taught)]
+        copies = [shutil.copytree(folder, outputs / "runs" / folder.name, dirs_exist_ok=True) for folder in found]
+        return copies[: len(configs)]
+
+    return copied
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,7 @@
 """Augmentation against Pillow, pixel by pixel, and the facts of the policies."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,7 @@ def pillow(image, op, level, sign):
             return getattr(ImageOps, op)(image)
 
 
+@cache
 def random_images(n, channels, height, width):
     rng = np.random.default_rng(height * 1000 + width)
     noise = rng.integers(0, 256, (n, channels, height, width))
@@ -69,6 +72,7 @@ def random_images(n, channels, height, width):
     return torch.from_numpy(noise.astype(np.uint8))
 
 
+@cache
 def real_images():
     china = Image.fromarray(load_sample_image("china.jpg"))
     crops = [china.crop((x, y, x + 96, y + 96)).resize((32, 32)) for x, y in ((0, 0), (200, 150), (420, 280))]

@@ -127,6 +127,7 @@ def edit_cell(root, kind, old, new):
 # ---------------------------------------------------------------- the drills
 
 
+@pytest.mark.drill
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 def test_killed_at_any_point_the_same_command_goes_on_and_then_says_nothing_to_do(lab):
     (lab / "params" / PROFILE / f"{STEM}.yaml").write_text(f"{TINY}150\n")
@@ -193,6 +194,7 @@ def test_killed_at_any_point_the_same_command_goes_on_and_then_says_nothing_to_d
     assert state_of(lab) == before
 
 
+@pytest.mark.drill
 def test_a_full_disk_a_failing_run_and_a_failing_notebook_each_stop_only_what_needs_them(lab):
     # Drill 4: no file above 100 kB can be written. The teachers fail, so nothing else is begun.
     full = begin(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
@@ -234,6 +236,7 @@ def test_a_full_disk_a_failing_run_and_a_failing_notebook_each_stop_only_what_ne
     assert not kept.exists()
 
 
+@pytest.mark.drill
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 def test_a_batch_ends_on_term_with_all_that_it_started_and_a_second_one_is_refused_until_then(lab):
     (lab / "params" / PROFILE / f"{STEM}.yaml").write_text(f"{TINY}400\n")
@@ -280,12 +283,22 @@ def complete(grid):
         batch.work(grid, job)
 
 
+@pytest.fixture(scope="session")
+def completed(tmp_path_factory):
+    """Where the outputs of a lab with everything done are kept, once a test has done everything."""
+    return tmp_path_factory.mktemp("completed") / "outputs"
+
+
 @pytest.fixture
-def done(lab, monkeypatch):
+def done(lab, completed, monkeypatch):
     """The lab with everything done."""
     (lab / "params" / PROFILE / f"{STEM}.yaml").write_text(f"{TINY}1\n")
     monkeypatch.setattr(batch.verdicts, "outdated", lambda: False)
-    complete(Grid(PROFILE))
+    if completed.exists():
+        shutil.copytree(completed, lab / "outputs", dirs_exist_ok=True)
+    else:
+        complete(Grid(PROFILE))
+        shutil.copytree(lab / "outputs", completed)
     assert Grid(PROFILE).missing() == []
     return lab
 
@@ -337,6 +350,7 @@ def test_a_run_that_is_deleted_is_missing_again_and_its_marker_goes(done):
     assert all(grid.marker(other).exists() for other in grid.cohorts if other != key)
 
 
+@pytest.mark.drill
 def test_the_engine_does_not_wake_more_often_with_every_job_that_ended(done):
     # It does so for a limit of jobs a second: with a limit of none a second, no job would ever begin.
     grid = Grid(PROFILE)
@@ -351,6 +365,7 @@ def test_the_engine_does_not_wake_more_often_with_every_job_that_ended(done):
     assert grid.missing_cohorts() == []
 
 
+@pytest.mark.drill
 def test_the_engines_own_dry_run_says_what_is_missing_and_how_long_it_takes(lab):
     command = [sys.executable, "-m", "snakemake", "-n", "--config", f"profile={PROFILE}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=lab, timeout=120)
@@ -636,6 +651,7 @@ def engine_said(lab):
     return log.read_text() if log.exists() else ""
 
 
+@pytest.mark.drill
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_batch_that_is_stopped_cancels_what_it_submitted(lab, slurm, how):
@@ -658,6 +674,7 @@ def test_a_batch_that_is_stopped_cancels_what_it_submitted(lab, slurm, how):
     assert "17" in (folder / "cancelled").read_text()
 
 
+@pytest.mark.drill
 def test_the_slurm_profile_submits_every_cohort_as_a_job_with_a_gpu(lab, slurm):
     folder = slurm()
     grid, lines = Grid(PROFILE), []

@@ -70,29 +70,32 @@ def archive_of(photographs, file):
 
 
 def test_the_script_makes_the_mosaics_of_an_archive_again(tmp_path, monkeypatch, capsys):
+    with Image.open(bundled.OBJECTS / "train.webp") as picture:
+        assert picture.width == rebuild.COLUMNS * rebuild.SIDE
+    monkeypatch.setattr(rebuild, "COLUMNS", 5)  # a small mosaic of two rows: the best packing of a large one takes seconds
     rng = np.random.default_rng(0)
-    names = [f"cats/image_{k:04}.jpg" for k in range(90)]
+    names = [f"cats/image_{k:04}.jpg" for k in range(14)]
     photographs = {name: rng.integers(0, 256, (40, 48, 3), dtype=np.uint8) for name in names}
     archive_of(photographs, tmp_path / "a.tar.gz")
     here = tmp_path / "here"
     here.mkdir()
-    rows = [("train", "cat", name) for name in names[:45]] + [("test", "cat", name) for name in names[45:]]
+    rows = [("train", "cat", name) for name in names[:7]] + [("test", "cat", name) for name in names[7:]]
     (here / "images.csv").write_text("split,label,source\n" + "".join(",".join(row) + "\n" for row in rows))
     square = [Image.fromarray(photographs[name][:, 4:44]).resize((32, 32), Image.Resampling.LANCZOS) for name in names]
-    rebuild.mosaic(np.stack(square[:45])).save(here / "train.webp", lossless=True)
-    changed = np.stack(square[45:]).copy()
+    rebuild.mosaic(np.stack(square[:7])).save(here / "train.webp", lossless=True)
+    changed = np.stack(square[7:]).copy()
     changed[3, 5, 5] ^= 255
     rebuild.mosaic(changed).save(here / "test.webp", lossless=True)
     monkeypatch.setattr(rebuild, "HERE", here)
     with pytest.raises(SystemExit) as ended:
         rebuild.main(tmp_path / "a.tar.gz", tmp_path / "made")
     assert ended.value.code == 1
-    assert "90 images written" in (text := capsys.readouterr().out)
+    assert "14 images written" in (text := capsys.readouterr().out)
     assert "; 1 have other pixels" in text
     with Image.open(tmp_path / "made" / "test.webp") as made:
-        assert (rebuild.tiles(made, 45) == np.stack(square[45:])).all()
+        assert (rebuild.tiles(made, 7) == np.stack(square[7:])).all()
     archive_of({names[0]: photographs[names[0]]}, tmp_path / "b.tar.gz")
-    with pytest.raises(SystemExit, match="lacks 89 photographs, such as cats/image_0001.jpg"):
+    with pytest.raises(SystemExit, match="lacks 13 photographs, such as cats/image_0001.jpg"):
         rebuild.main(tmp_path / "b.tar.gz", tmp_path / "made")
 
 

@@ -109,14 +109,15 @@ def test_fit_trains_what_a_file_describes_and_finds_it_again(tmp_path, outputs):
 
 def test_folders_may_be_named_relative_to_where_a_command_is_given(tmp_path):
     # The notebook's kernel, the engine and the processes of a group start in other folders.
-    environment = os.environ | {"CCD_OUTPUTS": "here", "CCD_DATA": "there"}
+    environment = os.environ | {"CCD_OUTPUTS": "here", "CCD_DATA": "there", "CCD_ROOT": "checkout"}
     command = [
         sys.executable,
         "-c",
-        "import os; from ccdlib import paths; print(paths.outputs(), *map(os.environ.get, ('CCD_OUTPUTS', 'CCD_DATA')))",
+        "import os; from ccdlib import paths; "
+        "print(paths.outputs(), *map(os.environ.get, ('CCD_OUTPUTS', 'CCD_DATA')), paths.NOTEBOOKS)",
     ]
     said = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True).stdout.split()
-    assert said == [str(tmp_path / "here"), str(tmp_path / "here"), str(tmp_path / "there")]
+    assert said == [str(tmp_path / place) for place in ("here", "here", "there", "checkout/notebooks")]
 
 
 def test_slurm_without_slurm_is_a_mistake(monkeypatch, capsys):
@@ -149,17 +150,20 @@ def test_models_and_data_list_every_row():
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_knows_notebooks_and_profiles(shell):
+def test_every_shell_has_a_completion(shell):
     assert "_CCD_COMPLETE" in ccd("completion", shell).output
-    for words, expected in {"ccd run 03": "03_proportion", "ccd plan --profile lite_": "lite_cifar100"}.items():
-        environment = {"_CCD_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
-        done = subprocess.run(
-            [sys.executable, "-c", "from ccdlib.cli import cli; cli(prog_name='ccd')"],
-            capture_output=True,
-            text=True,
-            env=os.environ | environment,
-        )
-        assert done.stdout == f"plain,{expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [("ccd run 03", "03_proportion"), ("ccd plan --profile lite_", "lite_cifar100")]
+)
+def test_completion_knows_notebooks_and_profiles(monkeypatch, capsys, words, expected):
+    environment = {"_CCD_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        cli.cli(prog_name="ccd")
+    assert capsys.readouterr().out == f"plain,{expected}\n"
 
 
 # ---------------------------------------------------------------- clean

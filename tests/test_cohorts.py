@@ -36,15 +36,15 @@ def bits(result):
     return files, [row | {"seconds": 0} for row in result.curves]
 
 
-def alone(configs, outputs, monkeypatch):
-    """The bits of runs trained one by one, in another store."""
-    with monkeypatch.context() as patch:
-        patch.setenv("CCD_OUTPUTS", str(outputs.with_name("alone")))
-        return [bits(fit(config, show="none")) for config in configs]
+@pytest.fixture
+def alone(once, trained):
+    """A function: the bits of runs trained one by one, in another store. Only their common teacher is here, too."""
+    trained(TEACHER)
+    return lambda configs: [bits(result) for result in once(*configs)]
 
 
-def test_a_cohort_has_the_bits_of_its_members_alone(outputs, monkeypatch):
-    expected = alone(FIVE, outputs, monkeypatch)
+def test_a_cohort_has_the_bits_of_its_members_alone(alone):
+    expected = alone(FIVE)
     assert len({str(one) for one in expected}) == 5
     results = fit_cohort(FIVE, show="none")
     assert [bits(result) for result in results] == expected
@@ -53,21 +53,21 @@ def test_a_cohort_has_the_bits_of_its_members_alone(outputs, monkeypatch):
 
 
 @pytest.mark.parametrize("views", ["rotation", "mixup", "cutmixpick"])
-def test_other_views_too(outputs, monkeypatch, views):
+def test_other_views_too(views, alone):
     configs = [RunConfig(**JDA | {"views": views}, method=method) for method in ("kd", "rkd")]
-    assert [bits(result) for result in fit_cohort(configs, show="none")] == alone(configs, outputs, monkeypatch)
+    assert [bits(result) for result in fit_cohort(configs, show="none")] == alone(configs)
 
 
-def test_methods_that_rotate_and_methods_that_do_not_share_a_teacher(outputs, monkeypatch):
+def test_methods_that_rotate_and_methods_that_do_not_share_a_teacher(alone):
     heads = teacher_of_method("sskd", TEACHER)
     configs = [RunConfig(**JDA | {"teacher": heads}, method=method) for method in ("sskd", "kd", "sskd")]
     results = fit_cohort(configs, show="none")
-    assert [bits(result) for result in results] == alone(configs, outputs, monkeypatch)
+    assert [bits(result) for result in results] == alone(configs)
     assert results[0].folder == results[2].folder != results[1].folder
 
 
-def test_the_teacher_answers_each_batch_once(monkeypatch):
-    fit(TEACHER)
+def test_the_teacher_answers_each_batch_once(trained, monkeypatch):
+    trained(TEACHER)
     asked, answers = [], train.Trainee.answers
     monkeypatch.setattr(train.Trainee, "answers", lambda *args: asked.append(1) or answers(*args))
     fit_cohort(FIVE, show="none")
@@ -85,7 +85,7 @@ def test_cohorts_are_runs_that_see_the_same_batches_and_have_the_same_teacher():
         fit_cohort([FIVE[0], others[0]])
 
 
-def test_runs_of_equal_draws_differ_in_their_weights_only(outputs, monkeypatch):
+def test_runs_of_equal_draws_differ_in_their_weights_only(alone):
     own, shared, same = RunConfig(**SMALL, seed=4), RunConfig(**SMALL, seed=4, draws=1), RunConfig(**SMALL, seed=4, draws=4)
     assert folder_of(own).path == folder_of(same).path != folder_of(shared).path
     data = load_data("digits", n_train=40)
@@ -94,7 +94,7 @@ def test_runs_of_equal_draws_differ_in_their_weights_only(outputs, monkeypatch):
         assert torch.equal(a.inputs, b.inputs)
         assert torch.equal(a.images, b.images)
     cohort = [shared, one]
-    assert [bits(result) for result in fit_cohort(cohort, show="none")] == alone(cohort, outputs, monkeypatch)
+    assert [bits(result) for result in fit_cohort(cohort, show="none")] == alone(cohort)
     assert bits(fit(shared)) != bits(fit(one))
 
 
@@ -131,9 +131,10 @@ train.fit_cohort([RunConfig.model_validate_json(text) for text in sys.argv[1:]],
 """
 
 
-def test_a_killed_cohort_goes_on_to_the_same_bits(outputs, monkeypatch):
+@pytest.mark.drill
+def test_a_killed_cohort_goes_on_to_the_same_bits(outputs, alone):
     configs = [config.but(epochs=12) for config in FIVE[:4]]
-    expected = alone(configs, outputs, monkeypatch)
+    expected = alone(configs)
     texts = [config.model_dump_json() for config in configs]
     kills = 0
     for epochs in (2, 5):
@@ -153,11 +154,10 @@ def test_a_killed_cohort_goes_on_to_the_same_bits(outputs, monkeypatch):
     assert [bits(result) for result in results] == expected
 
 
-def test_members_go_on_from_different_epochs(outputs, monkeypatch):
+def test_members_go_on_from_different_epochs(monkeypatch, alone):
     """Killed between two members' states, one is an epoch behind; a new member begins at the first."""
     configs = [config.but(epochs=4) for config in FIVE[:3]]
-    expected = alone(configs, outputs, monkeypatch)
-    fit(TEACHER, show="none")
+    expected = alone(configs)
     save, saves = train.Member.save, []
 
     def killed(member):
@@ -178,7 +178,7 @@ def test_members_go_on_from_different_epochs(outputs, monkeypatch):
     assert [result.metrics["resumed"] for result in results] == [True, True, False]
 
 
-def test_when_one_diverges_the_others_are_trained_to_their_end(outputs, monkeypatch):
+def test_when_one_diverges_the_others_are_trained_to_their_end(monkeypatch, alone):
     bad = FIVE[2].but(lr=1e30)
     with pytest.raises(Diverged, match=r"lower lr \(it was 1e\+30\)"):
         fit_cohort([FIVE[0], bad, FIVE[1]], show="none")
@@ -186,10 +186,11 @@ def test_when_one_diverges_the_others_are_trained_to_their_end(outputs, monkeypa
     monkeypatch.setattr(train, "_train", lambda *args: pytest.fail("a finished run was trained again"))
     results = fit_cohort(FIVE[:2], show="none")
     monkeypatch.undo()
-    assert [bits(result) for result in results] == alone(FIVE[:2], outputs, monkeypatch)
+    assert [bits(result) for result in results] == alone(FIVE[:2])
 
 
-def test_what_is_finished_is_found_and_only_the_rest_is_trained(monkeypatch, capsys):
+def test_what_is_finished_is_found_and_only_the_rest_is_trained(trained, monkeypatch, capsys):
+    trained(TEACHER)
     first = bits(fit(FIVE[1], show="none"))
     members, real = [], train.train_epoch
     monkeypatch.setattr(train, "train_epoch", lambda trainees, epoch: members.append(len(trainees)) or real(trainees, epoch))
@@ -201,17 +202,18 @@ def test_what_is_finished_is_found_and_only_the_rest_is_trained(monkeypatch, cap
     assert fit_cohort(FIVE[:3], show="none")[0].accuracy == results[0].accuracy
 
 
-def test_a_damaged_member_is_named_before_any_training(monkeypatch):
+def test_a_damaged_member_is_named_before_any_training(trained, monkeypatch):
+    trained(TEACHER)
     fit(FIVE[0], show="none").folder.joinpath("curves.csv").write_text("")
     monkeypatch.setattr(train, "_train", lambda *args: pytest.fail("something was trained"))
     with pytest.raises(CcdError, match=r"curves.csv is damaged"):
         fit_cohort(FIVE, show="none")
 
 
-def test_two_processes_with_overlapping_cohorts_train_each_run_once(outputs, monkeypatch):
-    expected = alone(FIVE[:3], outputs, monkeypatch)
+@pytest.mark.drill
+def test_two_processes_with_overlapping_cohorts_train_each_run_once(monkeypatch, alone):
+    expected = alone(FIVE[:3])
     texts = [config.model_dump_json() for config in FIVE]
-    fit(TEACHER)
     both = [
         subprocess.Popen([sys.executable, "-c", COHORT, *some], stderr=subprocess.PIPE) for some in (texts[:2], texts[2:0:-1])
     ]
@@ -222,7 +224,8 @@ def test_two_processes_with_overlapping_cohorts_train_each_run_once(outputs, mon
     assert [bits(result) for result in fit_cohort(FIVE[:3], show="none")] == expected
 
 
-def test_seconds_are_the_runs_own_part():
+def test_seconds_are_the_runs_own_part(trained):
+    trained(TEACHER)
     began = time.perf_counter()
     results = fit_cohort(FIVE, show="none")
     assert 0 < sum(result.seconds for result in results) < time.perf_counter() - began
@@ -233,7 +236,9 @@ def test_the_pace_of_a_cohort_is_the_part_of_each():
     assert 0 < seconds(FIVE[0]) < seconds(FIVE[0].but(epochs=20))
 
 
-def test_a_method_that_fails_in_a_cohort_fails_aloud(monkeypatch):
+def test_a_method_that_fails_in_a_cohort_fails_aloud(trained, monkeypatch):
+    trained(TEACHER)
+
     def broken(student, teacher, labels):
         raise CcdError("not today")
 

@@ -174,6 +174,7 @@ def test_an_effect_that_the_papers_claim_has_a_margin_declared():
             assert claim.margin == (asked["margin"] if effect else None), claim.statement
 
 
+@pytest.mark.drill
 def test_no_method_of_the_small_recipe_is_below_the_student_alone():
     # AT stayed 20 points below it. Seeds from 1000 up, as in the pilots; fewer and shorter, so with a tolerance.
     short = {"seeds": 2, "teacher_epochs": 20, "n_teacher": 100}
@@ -313,9 +314,12 @@ def tiny(**change):
     return experiment("00_quickstart", parameters("00_quickstart", **SMALL | {"student_model": "resnet8"} | change))
 
 
-@pytest.mark.parametrize("side_by_side", [1, 2])
+SEVERAL = pytest.param("2", marks=pytest.mark.drill)  # workers are processes of their own
+
+
+@pytest.mark.parametrize("side_by_side", ["1", SEVERAL])
 def test_training_trains_what_is_missing_and_reads_the_rest(monkeypatch, capsys, outputs, side_by_side):
-    monkeypatch.setenv("CCD_JOBS", str(side_by_side))
+    monkeypatch.setenv("CCD_JOBS", side_by_side)
     planned = tiny()
     alone = fit(planned.arms["KD"][0], show="none")
     results = planned.train()
@@ -331,6 +335,7 @@ def test_training_trains_what_is_missing_and_reads_the_rest(monkeypatch, capsys,
     assert [r.accuracy for r in again["CCD"]] == [r.accuracy for r in results["CCD"]]
 
 
+@pytest.mark.drill
 def test_side_by_side_gives_the_same_bits_as_one_after_another(monkeypatch, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what a worker has
@@ -353,7 +358,7 @@ def test_a_wrong_number_of_jobs(monkeypatch, jobs):
         experiments.jobs()
 
 
-@pytest.mark.parametrize("side_by_side", ["1", "2"])
+@pytest.mark.parametrize("side_by_side", ["1", SEVERAL])
 def test_a_failing_run_is_named_and_the_others_are_kept(monkeypatch, outputs, side_by_side):
     monkeypatch.setenv("CCD_JOBS", side_by_side)
     planned = tiny()
@@ -370,6 +375,7 @@ experiment("00_quickstart", json.loads(sys.argv[1])).train()
 """
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("signal_sent", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("side_by_side", ["1", "2"])
 def test_a_killed_or_interrupted_notebook_loses_no_finished_run(outputs, monkeypatch, side_by_side, signal_sent):
@@ -420,7 +426,7 @@ def test_the_expectation_is_timed_with_the_threads_that_a_training_has(jobs, use
     assert threads[-1] == 3
 
 
-def test_ccd_plan_prints_what_is_done_and_what_is_missing(outputs):
+def test_ccd_plan_prints_what_is_done_and_what_is_missing(outputs, monkeypatch):
     given = [part for name, value in SMALL.items() for part in ("-p", name, str(value))]
     said = CliRunner().invoke(cli.cli, ["plan", "00_quickstart", *given], catch_exceptions=False)
     assert said.exit_code == 0
@@ -434,8 +440,8 @@ def test_ccd_plan_prints_what_is_done_and_what_is_missing(outputs):
     said = CliRunner().invoke(cli.cli, ["plan", "00_quickstart", *given], catch_exceptions=False).output
     assert said.splitlines()[2].split()[:5] == ["teacher", "2", "1", "0", "1"]
     assert said.splitlines()[2].endswith("expected (seeds 1)")
-    few = [part for name, value in SMALL.items() for part in ("-p", name, str(value))]
-    said = CliRunner().invoke(cli.cli, ["plan", "03_proportion", *few], catch_exceptions=False).output
+    monkeypatch.setattr(experiments, "pace", lambda cohort: lambda config: 2.0)  # measured for the answers above
+    said = CliRunner().invoke(cli.cli, ["plan", "03_proportion", *given], catch_exceptions=False).output
     assert next(line for line in said.splitlines() if "p 0.3, equal epochs" in line).endswith("(as above)")
     assert "Example: ccd plan" in CliRunner().invoke(cli.cli, ["plan", "--help"]).output
 

@@ -82,6 +82,7 @@ def close(given, expected, relative=1e-9):
         assert error < relative, f"{name}: {error}"
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize(
     "changes",
     [
@@ -213,6 +214,7 @@ def test_a_gradient_is_cut_to_the_norm_that_is_asked_for():
 # ---------------------------------------------------------------- groups that are started
 
 
+@pytest.mark.drill
 def test_a_run_of_two_processes_is_found_and_a_lost_process_costs_nothing(outputs, monkeypatch):
     config = RunConfig(**dict(CCD) | {"epochs": 80, "processes": 2})
     monkeypatch.setenv("CCD_OUTPUTS", str(outputs / "whole"))
@@ -242,6 +244,7 @@ def command(pid):
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode().replace("\0", " ")
 
 
+@pytest.mark.drill
 def test_a_mistake_in_a_group_is_one_clear_error_and_no_restart(outputs):
     config = RunConfig(**dict(CCD) | {"lr": 1e20, "processes": 2, "teacher": None, "method": "ce"})
     with pytest.raises(CcdError, match="not (a )?finite number") as error:

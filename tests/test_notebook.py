@@ -27,9 +27,9 @@ TINY = {"teacher": "train", "n_train": 20, "seeds": 2, "teacher_epochs": 1, "stu
 CELLS = {
     "parameters": 'profile: str = "smoke"  # a name\nwords: str = "a"\nrate: float = 0.5\ncount: int = 2\nfail: bool = False',
     "work": "from ccdlib import Run, RunConfig, fit, plots\nrun = Run('99_small', profile, globals())\nprint(rate, count)",
+    "maybe": "if fail:\n    raise RuntimeError('as asked')",
     "train": "result = fit(RunConfig(n_train=20, epochs=1), show='epochs')",
     "figure": "run.figure('one', plots.accuracies({'x': [result, result]}))",
-    "maybe": "if fail:\n    raise RuntimeError('as asked')",
     "rows": "run.rows = [{'arm': 'x', 'seeds': [0], 'mean': 1.0, 'std': 0.0, 'difference': None, 'baseline': None}]",
     "save": "run.save()",
 }
@@ -52,6 +52,14 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "NOTEBOOKS", folder)
     monkeypatch.setattr(paths, "PARAMS", tmp_path / "params")
     return folder / "99_small.ipynb"
+
+
+def without_training(small):
+    """The small notebook without its training and its figure, which take seconds of every kernel; its path."""
+    book = nbformat.read(small, as_version=4)
+    book.cells = [cell for cell in book.cells if cell.id not in ("train", "figure")]
+    nbformat.write(book, small)
+    return small
 
 
 def ccd(*arguments):
@@ -143,24 +151,39 @@ def test_a_parameters_cell_that_papermill_could_not_fill(small):
 # ---------------------------------------------------------------- the door
 
 
-def test_the_door_runs_a_notebook_and_reports(small, outputs):
-    result = ccd("run", "99_small", "-p", "rate", "1e-3")
+def test_the_door_runs_a_notebook_and_reports(small, outputs, tmp_path, monkeypatch, capsys):
+    # A port is chosen first and taken later by the kernel: kernels that start together took each other's and died. None is.
+    monkeypatch.setattr("jupyter_client.connect.socket", None)
+    # Of the profile the rate, of the file the count, of the command line the words: each goes before those in front of it.
+    (tmp_path / "mine.yaml").write_text("count: 8\nwords: x\n")
+    given = ("run", "99_small", "--profile", "lite", "-f", str(tmp_path / "mine.yaml"), "-p", "words", "7")
+    result = ccd(*given)
     assert result.exit_code == 0, result.output
-    (executed,) = outputs.glob("smoke-*/99_small.ipynb")
+    (executed,) = outputs.glob("lite-*/99_small.ipynb")
     assert paths.shown(executed) in result.output
     book = nbformat.read(executed, as_version=4)
-    assert "0.001 2" in json.dumps(book)
+    assert "0.001 8" in json.dumps(book)
     assert "papermill" not in json.dumps(book.metadata)
     assert all(set(cell.metadata) <= {"tags"} for cell in book.cells)
-    assert json.loads((executed.with_suffix("") / "results.json").read_text())["parameters"]["rate"] == 0.001
+    results = executed.with_suffix("") / "results.json"
+    expected = {"profile": "lite", "words": "7", "rate": 0.001, "count": 8, "fail": False}
+    assert json.loads(results.read_text())["parameters"] == expected
     assert not list(outputs.rglob("*.part*"))
     assert not [o for cell in book.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
+    # The results of this execution are not taken for another one's, which saves nothing.
+    kept = results.read_bytes()
+    without_training(small).write_text(small.read_text().replace("run.save()", "pass"))
+    code, message = refused(capsys, *given)
+    assert code == 1
+    assert "its last cell wrote no" in message
+    assert results.read_bytes() == kept
 
 
 def test_own_parameters_never_overwrite_a_profiles_results(small):
     values = profile_parameters(small, "smoke")
     assert label(small, "smoke", values) == "smoke"
     assert label(small, "lite", profile_parameters(small, "lite")) == "lite"
+    assert notebook.asked_for("99_small", given=[("rate", "1e-3")])[1] == values | {"rate": 0.001}
     other = label(small, "smoke", values | {"count": 3})
     assert other.startswith("smoke-")
     assert other != label(small, "smoke", values | {"count": 4})
@@ -171,19 +194,12 @@ def test_own_parameters_never_overwrite_a_profiles_results(small):
 def test_plain_papermill_works_too(small, outputs, tmp_path):
     import papermill
 
+    without_training(small)
     papermill.execute_notebook(
         str(small), str(tmp_path / "out.ipynb"), parameters={"count": 5}, progress_bar=False, start_timeout=300
     )
     (results,) = outputs.glob("smoke-*/99_small/results.json")
     assert json.loads(results.read_text())["parameters"]["count"] == 5
-
-
-def test_profiles_and_files_and_parameters_override_in_this_order(small, tmp_path, outputs):
-    (tmp_path / "mine.yaml").write_text("count: 8\n")
-    run_notebook("99_small", "lite", [tmp_path / "mine.yaml"], [("words", "7")])
-    (results,) = outputs.glob("lite-*/99_small/results.json")
-    expected = {"profile": "lite", "words": "7", "rate": 0.001, "count": 8, "fail": False}
-    assert json.loads(results.read_text())["parameters"] == expected
 
 
 def test_a_failing_notebook_keeps_its_executed_copy_and_exits_1(small, outputs, capsys):
@@ -197,22 +213,13 @@ def test_a_failing_notebook_keeps_its_executed_copy_and_exits_1(small, outputs, 
 
 
 def test_a_notebook_that_saves_nothing_is_named(small, capsys):
-    small.write_text(small.read_text().replace("run.save()", "pass"))
+    without_training(small).write_text(small.read_text().replace("run.save()", "pass"))
     code, message = refused(capsys, "run", "99_small")
     assert code == 1
     assert "its last cell wrote no" in message
 
 
-def test_results_of_an_earlier_execution_are_not_taken_for_this_one(small, capsys, outputs):
-    run_notebook("99_small")
-    kept = (outputs / "smoke" / "99_small" / "results.json").read_bytes()
-    small.write_text(small.read_text().replace("run.save()", "pass"))
-    code, message = refused(capsys, "run", "99_small")
-    assert code == 1
-    assert "its last cell wrote no" in message
-    assert (outputs / "smoke" / "99_small" / "results.json").read_bytes() == kept
-
-
+@pytest.mark.drill
 def test_a_kernel_that_dies_leaves_the_executed_copy(small, outputs, capsys):
     small.write_text(small.read_text().replace("raise RuntimeError('as asked')", "import os; os._exit(9)"))
     code, message = refused(capsys, "run", "99_small", "-p", "fail", "true")
@@ -221,12 +228,6 @@ def test_a_kernel_that_dies_leaves_the_executed_copy(small, outputs, capsys):
     (failed,) = outputs.glob("smoke-*/99_small.failed.ipynb")
     assert "0.5 2" in failed.read_text()
     assert not list(outputs.rglob("*.part*"))
-
-
-def test_notebooks_side_by_side_share_no_network_ports(small, monkeypatch):
-    # A port is chosen first and taken later by the kernel: kernels that start together took each other's and died.
-    monkeypatch.setattr("jupyter_client.connect.socket", None)
-    assert run_notebook("99_small").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from scheduling import TestByTest
 
 from ccdlib import notebook, paths, runs, verdicts
 from ccdlib.config import RECIPES, RunConfig
@@ -115,13 +116,33 @@ def test_make_on_a_machine_that_lacks_something_says_so_in_one_line(tmp_path, re
     assert message in said[0]
 
 
-def test_ci_calls_the_lint_and_test_commands_and_nothing_else():
-    commands = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")]
-    assert commands[-2:] == ["make lint", "make test"]
+COMMANDS = ["make lint", "make test", "make drills"]
+
+
+def test_ci_calls_the_lint_test_and_drill_commands_and_nothing_else():
+    lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")]
+    assert [line.split()[0] for line in lines[:-3]] == ["set", "cd"]
+    assert lines[-3:] == COMMANDS
     assert "make test" in (ROOT / "README.md").read_text()
-    recipe = (ROOT / "Makefile").read_text()
-    assert "--nbval-lax --nbval-current-env" in recipe
-    assert "--dist loadfile" in recipe
+
+
+def test_the_workflow_runs_what_ci_runs_on_linux_and_macos():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert workflow[True] == ["push", "pull_request"], "what YAML makes of the word on"
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == COMMANDS
+    assert job["strategy"]["matrix"]["os"] == ["ubuntu-latest", "macos-latest"]
+    versions = [step["with"]["python-version"] for step in job["steps"] if "setup-python" in step.get("uses", "")]
+    assert versions == [PYPROJECT["requires-python"].removeprefix(">=")]
+
+
+def test_every_test_is_run_by_one_of_two_commands_and_a_notebook_by_one_worker():
+    test, drills = (make("-n", name).stdout.splitlines()[-1] for name in ("test", "drills"))
+    assert "--dist loadscope -m 'not drill' --nbval-lax --nbval-current-env notebooks tests" in test
+    assert drills.endswith("--dist loadscope -m drill tests")
+    part = TestByTest._split_scope  # of a node id: what one worker gets
+    assert part(None, "notebooks/a.ipynb::Cell 0") == part(None, "notebooks/a.ipynb::Cell 1") == "notebooks/a.ipynb"
+    assert part(None, "tests/test_a.py::test_b[1]") != part(None, "tests/test_a.py::test_b[2]")
 
 
 PAGES = ("README.md", "outputs/README.md")

@@ -158,7 +158,8 @@ def test_the_data_names_a_run_by_content_not_by_path(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("views", VIEWS)
-def test_every_kind_of_views_trains(views):
+def test_every_kind_of_views_trains(views, trained):
+    trained(TEACHER)
     result = fit(RunConfig(**SMALL, method="kd", views=views, teacher=TEACHER))
     assert len(result.curves) == 2
     assert result.curves[0]["kd"] > 0
@@ -172,13 +173,14 @@ def test_every_kind_of_views_trains(views):
         ("resnet20", "kd", "imagenet", (2.42780, 0.184080)),
     ],
 )
-def test_golden_numbers_of_a_short_training(model, method, views, golden):
+def test_golden_numbers_of_a_short_training(model, method, views, golden, trained):
     # Four epochs, over the first milestone, of three networks, two losses and three kinds of views.
     # When this fails because the arithmetic of a training was changed on purpose: raise runs.PROTOCOL and write the new
     # numbers here, so that stored runs of the old arithmetic are not taken for the new one's.
     # The learning rate is small, so that the rounding of another processor does not grow in the few steps.
     short = {"n_train": 40, "batch": 20, "epochs": 4, "lr": 0.002}
     config = RunConfig(**short, model=model, method=method, views=views, teacher=RunConfig(**short, seed=7))
+    trained(config.teacher)
     last = fit(config).curves[-1]
     assert PROTOCOL == 2
     assert (last["ce"], last["kd"]) == pytest.approx(golden, rel=5e-3)
@@ -238,7 +240,7 @@ def test_light_students_have_their_own_learning_rate_in_hsakds_recipe(model):
 
 def test_nesterovs_momentum_is_a_choice():
     def trained(**change):
-        return weights(fit(RunConfig(**SMALL, **change)))
+        return weights(fit(RunConfig(**SMALL | {"epochs": 1}, **change)))
 
     assert trained(nesterov=False) != trained()
     assert trained(momentum=0.0) == trained(momentum=0.0, nesterov=False)  # without momentum there is no choice
@@ -356,7 +358,7 @@ def test_views_per_image_counts_the_inputs_of_an_epoch():
     assert len(EpochViews(config, data, 0).batch(rows)[0]) == 40 * config.views_per_image == 80
 
 
-def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(monkeypatch):
+def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(monkeypatch, trained):
     seen, loss = [], LOSSES["ccd"]  # what METHODS["ccd"] calls
 
     def spy(student, teacher, labels, **settings):
@@ -364,7 +366,7 @@ def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(monkeypatch):
         return loss(student, teacher, labels, **settings)
 
     monkeypatch.setattr(METHODS["ccd"], "loss", staticmethod(spy))
-    fit(TEACHER)
+    trained(TEACHER)
     before = weights(fit(TEACHER))
     fit(RunConfig(**SMALL, method="ccd", views="cifar100", teacher=TEACHER))
     assert seen == [(40, 40, 40, False)] * 4
@@ -374,6 +376,7 @@ def test_the_teacher_sees_what_the_student_sees_and_learns_nothing(monkeypatch):
 # ---------------------------------------------------------------- what happens to runs
 
 
+@pytest.mark.drill
 def test_killed_at_any_moment_a_run_ends_in_the_same_bits(outputs, monkeypatch):
     config = RunConfig(**SMALL | {"epochs": 24}, method="ccd", views="cifar100", teacher=TEACHER)
     expected = None
@@ -405,6 +408,7 @@ def test_killed_at_any_moment_a_run_ends_in_the_same_bits(outputs, monkeypatch):
     assert not list(result.folder.glob(".*.part"))
 
 
+@pytest.mark.drill
 def test_two_processes_asked_for_one_run_train_it_once():
     config = RunConfig(**SMALL | {"epochs": 10})
     lines = [finish(process) for process in [start(config), start(config)]]
@@ -424,7 +428,8 @@ def test_two_processes_asked_for_one_run_train_it_once():
         ("metrics.json", -40),
     ],
 )
-def test_a_damaged_run_is_named_and_retrained_only_on_request(name, keep):
+def test_a_damaged_run_is_named_and_retrained_only_on_request(name, keep, trained):
+    trained(TEACHER)
     first = fit(TEACHER)
     sha = weights(first)
     file = first.folder / name
@@ -440,8 +445,9 @@ def test_a_damaged_run_is_named_and_retrained_only_on_request(name, keep):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip file"])
-def test_a_damaged_resume_state_is_named_and_dropped_only_on_request(monkeypatch, content):
+def test_a_damaged_resume_state_is_named_and_dropped_only_on_request(monkeypatch, content, trained):
     config = RunConfig(**SMALL | {"epochs": 3})
+    trained(config)
     sha = weights(fit(config))
     metrics = next(path for path in fit(config).folder.iterdir() if path.name == "metrics.json")
     metrics.unlink()
@@ -464,7 +470,7 @@ def test_the_resume_state_is_loadable_with_weights_only(monkeypatch):
     assert len(json.loads(state["curves"])) == 1
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(monkeypatch):
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(monkeypatch, trained):
     kd, calls = LOSSES["kd"], []
 
     def broken(student, teacher, labels):
@@ -473,7 +479,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(monkeypatc
         return terms | {"kd": terms["kd"] * (float("nan") if len(calls) == 4 else 1)}
 
     config = RunConfig(**SMALL | {"epochs": 4}, method="kd", teacher=TEACHER)
-    fit(TEACHER)
+    trained(TEACHER)
     monkeypatch.setattr(METHODS["kd"], "loss", staticmethod(broken))
     with pytest.raises(Diverged, match=r"epoch 2, step 2 of 2, .*'kd': nan.*What was saved before is kept; lower lr"):
         fit(config)
@@ -496,6 +502,7 @@ def test_weights_broken_by_the_very_last_step_are_not_taken_for_a_result(monkeyp
     assert not list(outputs.glob("runs/*/metrics.json"))
 
 
+@pytest.mark.drill
 def test_a_full_disk_stops_with_a_clear_error_and_nothing_is_lost(outputs):
     config = RunConfig(**SMALL | {"epochs": 3})
     # The size limit of one file stands in for the end of the disk: the weights (320 kB) do not fit, small files do.
@@ -517,7 +524,8 @@ def test_a_folder_that_cannot_be_written(outputs):
 # ---------------------------------------------------------------- teachers from files, and mistakes
 
 
-def test_a_teacher_from_a_checkpoint_file(tmp_path):
+def test_a_teacher_from_a_checkpoint_file(tmp_path, trained):
+    trained(TEACHER)
     result = fit(TEACHER)
     file = tmp_path / "teacher.safetensors"
     file.write_bytes((result.folder / "weights.safetensors").read_bytes())
