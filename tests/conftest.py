@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from scheduling import TestByTest
 
-from ccdlib import paths
-from ccdlib.config import RunConfig
-from ccdlib.train import fit
+from ccdlib.base import paths
+from ccdlib.training import RunConfig, fit
 
 os.environ.setdefault("CCD_DEVICE", "cpu")  # golden numbers are a CPU's; tests of CUDA name it
 

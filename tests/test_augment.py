@@ -8,10 +8,15 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
 
-from ccdlib.augment import (
-    AUGMENTATIONS,
+from ccdlib.base.registry import CcdError
+from ccdlib.base.streams import stream
+from ccdlib.data import load_data
+from ccdlib.training import RunConfig
+from ccdlib.views import (
     OPS,
     POLICIES,
+    VIEWS,
+    EpochViews,
     Policy,
     apply_op,
     crop_and_flip,
@@ -20,11 +25,6 @@ from ccdlib.augment import (
     policy_named,
     rotations,
 )
-from ccdlib.config import RunConfig
-from ccdlib.data import load_data
-from ccdlib.registry import CcdError
-from ccdlib.streams import stream
-from ccdlib.train import EpochViews
 
 GREY = {"L": 128, "RGB": (128, 128, 128)}
 STEPS = [(op, level) for op in OPS for level in range(10)]
@@ -275,20 +275,20 @@ def pictures(n, channels):
 
 
 def test_every_sample_has_operations_of_its_own():
-    made = AUGMENTATIONS["randaugment"]
+    made = VIEWS["randaugment"]
     assert len(made.ops) == 14
     assert "invert" not in made.ops
     draws = made.draw(3000, torch.Generator().manual_seed(0))
     assert draws.ops.shape == (3000, 2)
     assert torch.bincount(draws.ops.flatten(), minlength=14).min() > 3000 * 2 / 14 * 0.8
     assert draws.levels.unique().tolist() == [4]
-    assert torch.bincount(AUGMENTATIONS["trivialaugment"].draw(3000, torch.Generator().manual_seed(0)).levels[:, 0]).min() > 200
+    assert torch.bincount(VIEWS["trivialaugment"].draw(3000, torch.Generator().manual_seed(0)).levels[:, 0]).min() > 200
 
 
 @pytest.mark.parametrize("name", ["randaugment", "trivialaugment"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sampled_operations_are_those_of_pillow_one_after_the_other(name, channels):
-    made, images = AUGMENTATIONS[name], pictures(60, channels)
+    made, images = VIEWS[name], pictures(60, channels)
     draws = made.draw(60, torch.Generator().manual_seed(1))
     out = made.apply(images, draws)
     for i in range(60):
@@ -304,10 +304,10 @@ def test_sampled_operations_are_those_of_pillow_one_after_the_other(name, channe
 
 
 def test_mixup_is_the_weighted_mean_of_two_images():
-    mix, images = AUGMENTATIONS["mixup"], pictures(8, 3)
+    mix, images = VIEWS["mixup"], pictures(8, 3)
     draws = mix.draw(8, torch.Generator().manual_seed(0))
     assert sorted(draws.partners.tolist()) == list(range(8))
-    mixed, shares = mix.apply(images, images[draws.partners], draws)
+    mixed, shares = mix.apply(images, draws, images[mix.partners_of(draws)]), mix.shares(draws, 16, 16)
     for i in range(8):
         a, b, part = images[i].double(), images[draws.partners[i]].double(), draws.shares[i].item()
         assert (mixed[i].double() - (part * a + (1 - part) * b)).abs().max() <= 0.501
@@ -315,10 +315,10 @@ def test_mixup_is_the_weighted_mean_of_two_images():
 
 
 def test_cutmix_puts_a_box_of_the_partner_into_the_image():
-    mix, n = AUGMENTATIONS["cutmix"], 2000
+    mix, n = VIEWS["cutmix"], 2000
     images, partners = torch.zeros(n, 1, 16, 16, dtype=torch.uint8), torch.full((n, 1, 16, 16), 255, dtype=torch.uint8)
     draws = mix.draw(n, torch.Generator().manual_seed(0))
-    mixed, shares = mix.apply(images, partners, draws)
+    mixed, shares = mix.apply(images, draws, partners), mix.shares(draws, 16, 16)
     assert set(mixed.unique().tolist()) == {0, 255}
     torch.testing.assert_close(shares, (mixed == 0).float().mean((1, 2, 3)))
     for i in range(0, n, 50):

@@ -6,11 +6,10 @@ import sys
 import pytest
 import torch
 
-from ccdlib.augment import POLICIES
-from ccdlib.config import RunConfig
+from ccdlib.base.paths import ROOT
 from ccdlib.data import load_data
-from ccdlib.paths import ROOT
-from ccdlib.train import EpochViews, TaughtBy, prepare
+from ccdlib.training import RunConfig, TaughtBy, prepare
+from ccdlib.views import POLICIES, EpochViews
 
 SMALL = {"n_train": 20, "batch": 10, "epochs": 1, "model": "resnet8"}
 

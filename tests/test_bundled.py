@@ -13,13 +13,15 @@ import torch
 from PIL import Image
 
 import ccdlib
-from ccdlib import bundled, train
-from ccdlib.bundled.objects import rebuild
-from ccdlib.config import Checkpoint, RunConfig
-from ccdlib.experiments import experiment
-from ccdlib.notebook import Run, answered, find, profile_parameters
-from ccdlib.registry import CcdError
-from ccdlib.train import data_of, evaluate, fit, folder_of
+from ccdlib import Analysis
+from ccdlib.analyses import experiment
+from ccdlib.base.registry import CcdError
+from ccdlib.data import bundled
+from ccdlib.data.bundled.objects import rebuild
+from ccdlib.kit.analysis import answered
+from ccdlib.kit.parameters import find, profile_parameters
+from ccdlib.training import Checkpoint, RunConfig, cohort, evaluate, fit, folder_of
+from ccdlib.training.checks import data_of
 
 NAMES = list(bundled.cards())
 FINGERPRINT = "17ead342b97b481ee54566f074be343b2352085a3394e06c51bf48559dacae02"
@@ -106,7 +108,7 @@ def test_a_teacher_is_what_its_card_says(name):
     assert folder_of(config).path.name == card["run"], "the kit would train another network today; train the teachers again"
     assert (config.seed, config.data, card["data_sha256"]) == (int(name[-1]), "objects", FINGERPRINT)
     data = ccdlib.load_data("objects")
-    network = train.network_of(Checkpoint(model=card["model"], file=f"ccdlib:{name}"), data, show="none")
+    network = cohort.network_of(Checkpoint(model=card["model"], file=f"ccdlib:{name}"), data, show="none")
     few = data.test_labels[:200]
     right = (ccdlib.predict(network, data, data.test_images[:200]).argmax(1) == few).float().mean().item()
     assert right > 0.6
@@ -156,7 +158,7 @@ def test_what_no_bundled_teacher_fits_is_refused(change, says):
 
 def test_a_bundled_teacher_stands_in_the_table_and_is_not_trained(capsys):
     small = {"n_train": 20, "student_epochs": 1, "evaluations": 1}
-    run = Run("00_quickstart")
+    run = Analysis("00_quickstart")
     run.parameters = parameters(**small)
     plan = run.experiment()
     assert sum(p.numel() for p in plan.teacher().parameters()) == 278_324 - 80 * 65

@@ -9,11 +9,13 @@ import pytest
 from click.testing import CliRunner
 from filelock import FileLock
 
-from ccdlib import clean, cli, paths
+from ccdlib import cli
+from ccdlib.base import paths
+from ccdlib.base.files import write_whole
+from ccdlib.base.registry import CcdError
 from ccdlib.data import DATASETS
+from ccdlib.kit import clean
 from ccdlib.models import MODELS
-from ccdlib.registry import CcdError
-from ccdlib.runs import write_whole
 
 SHOWN = {name for name, command in cli.cli.commands.items() if not command.hidden}
 
@@ -79,7 +81,7 @@ def test_a_mistake_ends_with_status_2_and_one_message(arguments, says, capsys):
 
 
 def test_what_should_not_happen_is_one_line_and_a_traceback_only_when_asked_for(monkeypatch, capsys):
-    monkeypatch.setattr("ccdlib.verdicts.write", lambda: {}["missing"])
+    monkeypatch.setattr("ccdlib.kit.verdicts.write", lambda: {}["missing"])
     status, said = ended(capsys, "verdicts")
     assert status == 1
     assert said == "ccd: KeyError: 'missing'\nThis should not happen. `ccd --debug ...` shows where it did.\n"

@@ -9,14 +9,15 @@ import time
 import pytest
 import torch
 
-from ccdlib import losses, train
-from ccdlib.config import RunConfig, teacher_of_method
+from ccdlib import training
+from ccdlib.base.files import sha256
+from ccdlib.base.registry import CcdError
 from ccdlib.data import load_data
-from ccdlib.experiments import cohorts_of
-from ccdlib.methods import METHODS
-from ccdlib.registry import CcdError
-from ccdlib.runs import sha256
-from ccdlib.train import Diverged, EpochViews, fit, fit_cohort, folder_of, pace
+from ccdlib.methods import METHODS, losses
+from ccdlib.training import Diverged, RunConfig, cohort, fit, fit_cohort, folder_of, teacher_of_method
+from ccdlib.training.forecast import _pace as pace
+from ccdlib.training.schedule import cohorts_of
+from ccdlib.views import EpochViews
 
 SMALL = {"n_train": 40, "batch": 20, "epochs": 2, "model": "resnet8"}
 TEACHER = RunConfig(**SMALL, seed=7)
@@ -68,8 +69,8 @@ def test_methods_that_rotate_and_methods_that_do_not_share_a_teacher(alone):
 
 def test_the_teacher_answers_each_batch_once(trained, monkeypatch):
     trained(TEACHER)
-    asked, answers = [], train.Trainee.answers
-    monkeypatch.setattr(train.Trainee, "answers", lambda *args: asked.append(1) or answers(*args))
+    asked, answers = [], training.Trainee.answers
+    monkeypatch.setattr(training.Trainee, "answers", lambda *args: asked.append(1) or answers(*args))
     fit_cohort(FIVE, show="none")
     assert len(asked) == 2 * 2  # two epochs of two batches
 
@@ -107,7 +108,7 @@ def test_views_made_in_blocks_are_those_of_each_batch(monkeypatch, change):
     views = EpochViews(config, data, 1)
     steps = None
     for block in (1, 15, 1000):
-        monkeypatch.setattr(train, "BLOCK", block)
+        monkeypatch.setattr(views, "BLOCK", block)
         made = list(views.batches())
         steps = steps or made
         assert len(made) == 6
@@ -127,7 +128,7 @@ def test_views_made_in_blocks_are_those_of_each_batch(monkeypatch, change):
 COHORT = """
 import sys
 from ccdlib import RunConfig, train
-train.fit_cohort([RunConfig.model_validate_json(text) for text in sys.argv[1:]], show="none")
+training.fit_cohort([RunConfig.model_validate_json(text) for text in sys.argv[1:]], show="none")
 """
 
 
@@ -158,7 +159,7 @@ def test_members_go_on_from_different_epochs(monkeypatch, alone):
     """Killed between two members' states, one is an epoch behind; a new member begins at the first."""
     configs = [config.but(epochs=4) for config in FIVE[:3]]
     expected = alone(configs)
-    save, saves = train.Member.save, []
+    save, saves = cohort.Member.save, []
 
     def killed(member):
         saves.append(member)
@@ -166,12 +167,12 @@ def test_members_go_on_from_different_epochs(monkeypatch, alone):
             raise KeyboardInterrupt
         save(member)
 
-    monkeypatch.setattr(train.Member, "save", killed)
+    monkeypatch.setattr(cohort.Member, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         fit_cohort(configs[:2], show="none")
-    monkeypatch.setattr(train.Member, "save", save)
-    epochs, real = [], train.train_epoch
-    monkeypatch.setattr(train, "train_epoch", lambda trainees, epoch: epochs.append(len(trainees)) or real(trainees, epoch))
+    monkeypatch.setattr(cohort.Member, "save", save)
+    epochs, real = [], cohort.train_epoch
+    monkeypatch.setattr(cohort, "train_epoch", lambda trainees, epoch: epochs.append(len(trainees)) or real(trainees, epoch))
     results = fit_cohort(configs, show="none")
     assert epochs == [1, 2, 3, 3]  # the new one; then the one that was behind; then all
     assert [bits(result) for result in results] == expected
@@ -183,7 +184,7 @@ def test_when_one_diverges_the_others_are_trained_to_their_end(monkeypatch, alon
     with pytest.raises(Diverged, match=r"lower lr \(it was 1e\+30\)"):
         fit_cohort([FIVE[0], bad, FIVE[1]], show="none")
     assert [folder_of(config).finished for config in (FIVE[0], bad, FIVE[1])] == [True, False, True]
-    monkeypatch.setattr(train, "_train", lambda *args: pytest.fail("a finished run was trained again"))
+    monkeypatch.setattr(cohort, "_train", lambda *args: pytest.fail("a finished run was trained again"))
     results = fit_cohort(FIVE[:2], show="none")
     monkeypatch.undo()
     assert [bits(result) for result in results] == alone(FIVE[:2])
@@ -192,8 +193,8 @@ def test_when_one_diverges_the_others_are_trained_to_their_end(monkeypatch, alon
 def test_what_is_finished_is_found_and_only_the_rest_is_trained(trained, monkeypatch, capsys):
     trained(TEACHER)
     first = bits(fit(FIVE[1], show="none"))
-    members, real = [], train.train_epoch
-    monkeypatch.setattr(train, "train_epoch", lambda trainees, epoch: members.append(len(trainees)) or real(trainees, epoch))
+    members, real = [], cohort.train_epoch
+    monkeypatch.setattr(cohort, "train_epoch", lambda trainees, epoch: members.append(len(trainees)) or real(trainees, epoch))
     results = fit_cohort(FIVE[:3], show="epochs")
     assert members == [2, 2]
     assert bits(results[1]) == first
@@ -205,7 +206,7 @@ def test_what_is_finished_is_found_and_only_the_rest_is_trained(trained, monkeyp
 def test_a_damaged_member_is_named_before_any_training(trained, monkeypatch):
     trained(TEACHER)
     fit(FIVE[0], show="none").folder.joinpath("curves.csv").write_text("")
-    monkeypatch.setattr(train, "_train", lambda *args: pytest.fail("something was trained"))
+    monkeypatch.setattr(cohort, "_train", lambda *args: pytest.fail("something was trained"))
     with pytest.raises(CcdError, match=r"curves.csv is damaged"):
         fit_cohort(FIVE, show="none")
 
@@ -220,7 +221,7 @@ def test_two_processes_with_overlapping_cohorts_train_each_run_once(monkeypatch,
     for process in both:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
-    monkeypatch.setattr(train, "_train", lambda *args: pytest.fail("a finished run was trained again"))
+    monkeypatch.setattr(cohort, "_train", lambda *args: pytest.fail("a finished run was trained again"))
     assert [bits(result) for result in fit_cohort(FIVE[:3], show="none")] == expected
 
 

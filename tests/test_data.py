@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ccdlib import data, paths
-from ccdlib.data import DATASETS, load_data
-from ccdlib.registry import CcdError
-from ccdlib.vision import torchvision
+from ccdlib.base import paths
+from ccdlib.base.registry import CcdError
+from ccdlib.base.vision import torchvision
+from ccdlib.data import DATASETS, arrays, load_data
 
 
 def npz(path, **changes):
@@ -285,10 +285,10 @@ def test_the_kept_digits_are_the_digits_and_are_made_again_when_damaged(tmp_path
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / f"digits-{importlib.metadata.version('scikit-learn')}.npz").write_bytes(content)
     for _ in range(2):  # made, then read
-        arrays, names = data._digits()
-        assert len(arrays["train_images"]) == 1000
+        found, names = arrays.digits()
+        assert len(found["train_images"]) == 1000
         assert len(names) == 10
-    made, kept = data._digits_of_sklearn(), data._digits()[0]
+    made, kept = arrays._digits_of_sklearn(), arrays.digits()[0]
     assert all(np.array_equal(made[name], kept[name]) for name in made)
     assert load_data("digits").fingerprint == fingerprint
     assert [path.name for path in (tmp_path / "data").iterdir()] == [f"digits-{importlib.metadata.version('scikit-learn')}.npz"]
@@ -297,4 +297,4 @@ def test_the_kept_digits_are_the_digits_and_are_made_again_when_damaged(tmp_path
 def test_digits_without_a_place_to_keep_them(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CCD_DATA", str(tmp_path / "file" / "data"))
-    assert len(data._digits()[0]["test_images"]) == 797
+    assert len(arrays._digits()[0]["test_images"]) == 797

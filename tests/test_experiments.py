@@ -10,15 +10,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ccdlib import cli, experiments, measure, paths, train
-from ccdlib.augment import POLICIES
-from ccdlib.config import RunConfig
+from ccdlib import cli, views
+from ccdlib.analyses import EXPERIMENTS, Experiment, experiment, few_shot
+from ccdlib.base import devices, paths
+from ccdlib.base.registry import CcdError
 from ccdlib.data import load_data, sizes_of
-from ccdlib.experiments import EXPERIMENTS, Experiment, experiment
-from ccdlib.notebook import profile_parameters
-from ccdlib.registry import CcdError
-from ccdlib.stats import Contrast, more
-from ccdlib.train import fit, folder_of, predict
+from ccdlib.evidence import teacher_views
+from ccdlib.evidence.stats import Contrast, more
+from ccdlib.kit.parameters import profile_parameters
+from ccdlib.training import RunConfig, cohort, fit, folder_of, forecast, predict, schedule
+from ccdlib.views import POLICIES
 
 NOTEBOOKS = {path.stem: path for path in sorted(paths.NOTEBOOKS.glob("*.ipynb"))}
 PROFILES = [(stem, "smoke") for stem in NOTEBOOKS] + sorted((f.stem, f.parent.name) for f in paths.PARAMS.glob("*/*.yaml"))
@@ -92,7 +93,7 @@ def test_the_arms_of_03_have_the_inputs_and_steps_they_say():
     seen = 0
     for arm, fact in planned.facts.items():
         config = planned.arms[arm][0]
-        steps = config.epochs * train.steps_an_epoch(asked["n_train"], config.batch)
+        steps = config.epochs * views.steps_an_epoch(asked["n_train"], config.batch)
         assert fact["steps"] == steps
         if fact["schedule"] == "equal steps":
             assert abs(steps - 200) <= steps / config.epochs / 2, "to the nearest whole epoch"
@@ -207,7 +208,7 @@ def test_the_arms_of_06():
     assert planned.arms["HSAKD"][0].teacher.teacher == planned.arms["teacher"][0]
     assert {claim.finding for claim in planned.claims} == {"CCD"}
     # Of every seed a teacher, its two stages and the joint one; then the students.
-    assert len(experiment("06_ccd", parameters("06_ccd")).runs) == 2 * (4 + 3 + len(experiments.CONTROLS) + 3 + 3)
+    assert len(experiment("06_ccd", parameters("06_ccd")).runs) == 2 * (4 + 3 + len(ccd.CONTROLS) + 3 + 3)
 
 
 def test_runs_are_listed_after_all_that_they_learn_from():
@@ -223,7 +224,7 @@ def test_runs_are_listed_after_all_that_they_learn_from():
 def test_the_arms_of_04():
     asked = parameters("04_few_shot", "lite")
     planned = experiment("04_few_shot", asked)
-    assert experiments.few_shot_amounts(asked) == [50, 100, 150, 200]
+    assert few_shot.few_shot_amounts(asked) == [50, 100, 150, 200]
     steps = {(f["images"], f["schedule"]): f["steps"] for f in planned.facts.values()}
     assert [steps[n, "equal epochs"] for n in (50, 100, 150, 200)] == [200, 400, 600, 800]
     assert {steps[n, "equal steps"] for n in (50, 100, 150, 200)} <= {798, 800}
@@ -328,8 +329,8 @@ def test_training_trains_what_is_missing_and_reads_the_rest(monkeypatch, capsys,
     assert len(list((outputs / "runs").glob("*/metrics.json"))) == len(planned.runs) == 10
     said = capsys.readouterr().out
     assert said.count(" % on average of 2 seeds") == 5
-    monkeypatch.setattr(train, "_train", lambda *args: pytest.fail("something was trained again"))
-    monkeypatch.setattr(experiments, "_fit", lambda *args: pytest.fail("something was asked to be trained again"))
+    monkeypatch.setattr(cohort, "_train", lambda *args: pytest.fail("something was trained again"))
+    monkeypatch.setattr(schedule, "_fit", lambda *args: pytest.fail("something was asked to be trained again"))
     again = planned.train()
     assert capsys.readouterr().out == said
     assert [r.accuracy for r in again["CCD"]] == [r.accuracy for r in results["CCD"]]
@@ -355,7 +356,7 @@ def test_side_by_side_gives_the_same_bits_as_one_after_another(monkeypatch, tmp_
 def test_a_wrong_number_of_jobs(monkeypatch, jobs):
     monkeypatch.setenv("CCD_JOBS", jobs)
     with pytest.raises(CcdError, match="CCD_JOBS = .*whole numbers from 1"):
-        experiments.jobs()
+        devices.jobs()
 
 
 @pytest.mark.parametrize("side_by_side", ["1", SEVERAL])
@@ -420,8 +421,9 @@ def test_the_expectation_is_timed_with_the_threads_that_a_training_has(jobs, use
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setenv("CCD_JOBS", jobs)
     seen = set()
-    monkeypatch.setattr(experiments, "pace", lambda cohort: seen.add(threads[-1]) or (lambda config: 2.0))
-    assert experiments.expected_seconds([RunConfig(), RunConfig(seed=1)]) == [2.0, 2.0]
+    monkeypatch.setattr(forecast, "_pace", lambda cohort: seen.add(threads[-1]) or 2.0)
+    each = RunConfig(n_train=10, epochs=1)
+    assert forecast.expected_seconds([each, each.but(seed=1)], timed=True) == [20.0, 20.0]
     assert seen == {used}
     assert threads[-1] == 3
 
@@ -440,7 +442,6 @@ def test_ccd_plan_prints_what_is_done_and_what_is_missing(outputs, monkeypatch):
     said = CliRunner().invoke(cli.cli, ["plan", "00_quickstart", *given], catch_exceptions=False).output
     assert said.splitlines()[2].split()[:5] == ["teacher", "2", "1", "0", "1"]
     assert said.splitlines()[2].endswith("expected (seeds 1)")
-    monkeypatch.setattr(experiments, "pace", lambda cohort: lambda config: 2.0)  # measured for the answers above
     said = CliRunner().invoke(cli.cli, ["plan", "03_proportion", *given], catch_exceptions=False).output
     assert next(line for line in said.splitlines() if "p 0.3, equal epochs" in line).endswith("(as above)")
     assert "Example: ccd plan" in CliRunner().invoke(cli.cli, ["plan", "--help"]).output
@@ -467,16 +468,16 @@ def test_calibration_error_by_hand():
     p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.4, 0.6]])
     labels = torch.tensor([0, 1, 1, 1])
     # Sure 0.9, right half the time: 0.4 apart; sure 0.6, always right: 0.4 apart.
-    assert measure.calibration_error(p, labels) == pytest.approx(40.0, abs=1e-4)
-    assert measure.calibration_error(torch.eye(2), torch.tensor([0, 1])) == 0.0
+    assert teacher_views.calibration_error(p, labels) == pytest.approx(40.0, abs=1e-4)
+    assert teacher_views.calibration_error(torch.eye(2), torch.tensor([0, 1])) == 0.0
     mixed = torch.tensor([[0.75, 0.25]] * 4)
-    assert measure.calibration_error(mixed, torch.tensor([0, 0, 0, 1])) == pytest.approx(0.0, abs=1e-4)
+    assert teacher_views.calibration_error(mixed, torch.tensor([0, 0, 0, 1])) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_what_a_teacher_makes_of_views():
     data, policy = load_data("digits"), POLICIES["cifar100"]
     teacher = fit(RunConfig(model="resnet8", n_train=100, epochs=20, batch=20, eval_every=20)).model()
-    rows = {row["views"]: row for row in measure.teacher_views(teacher, data, policy)}
+    rows = {row["views"]: row for row in teacher_views.teacher_views(teacher, data, policy)}
     assert list(rows) == ["original", *dict.fromkeys(op for op, _ in policy.effective(1)), "JDA"]
     assert rows["original"]["agreement"] == 100
     assert rows["original"]["weight"] == pytest.approx(2.0, abs=1e-5)
@@ -485,4 +486,4 @@ def test_what_a_teacher_makes_of_views():
     assert rows["invert"]["accuracy"] == pytest.approx(100 * (inverted.argmax(1) == data.test_labels).double().mean().item())
     p = inverted.double().softmax(1)
     assert rows["invert"]["entropy"] == pytest.approx(-(p * p.log()).sum(1).mean().item(), rel=1e-4)
-    assert [row["views"] for row in measure.teacher_views(teacher, data, policy, ops=())] == ["original", "JDA"]
+    assert [row["views"] for row in teacher_views.teacher_views(teacher, data, policy, ops=())] == ["original", "JDA"]

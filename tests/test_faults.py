@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -19,15 +20,18 @@ from PIL import Image
 from safetensors import torch as safetensors
 
 import ccdlib
-from ccdlib import cli, files, notebook, paths, train
-from ccdlib.batch import Grid, stems_of
-from ccdlib.config import Checkpoint, RunConfig
+from ccdlib import Analysis, cli
+from ccdlib.base import paths
+from ccdlib.base.reading import value_of
+from ccdlib.base.registry import CcdError
+from ccdlib.data import files as data_files
 from ccdlib.data import load_data
-from ccdlib.notebook import Run, run_notebook
-from ccdlib.reading import cells_of, value_of
-from ccdlib.registry import CcdError
-from ccdlib.runs import DamagedRun
-from ccdlib.train import check, fit, folder_of
+from ccdlib.kit import door, parameters
+from ccdlib.kit.batch import Grid, stems_of
+from ccdlib.kit.door import run_notebook
+from ccdlib.kit.parameters import cells_of
+from ccdlib.training import Checkpoint, DamagedRun, RunConfig, cohort, fit, folder_of
+from ccdlib.training.checks import check
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"n_train": 40, "batch": 20, "epochs": 2, "model": "resnet8"}
@@ -54,7 +58,7 @@ def never(*args, **kwargs):
 
 def interrupted(config, monkeypatch, epochs=1):
     """The folder of a run that was interrupted after some epochs."""
-    real, done = train.train_epoch, []
+    real, done = cohort.train_epoch, []
 
     def stops(*args):
         if len(done) == epochs:
@@ -63,7 +67,7 @@ def interrupted(config, monkeypatch, epochs=1):
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_epoch", stops)
+        patch.setattr(cohort, "train_epoch", stops)
         with pytest.raises(KeyboardInterrupt):
             fit(config, show="none")
     return folder_of(config)
@@ -74,7 +78,7 @@ def test_no_flipped_byte_of_a_kept_state_goes_unseen(monkeypatch):
     file = interrupted(config, monkeypatch).file("resume.pt")
     whole = file.read_bytes()
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(train, "train_epoch", never)
+    monkeypatch.setattr(cohort, "train_epoch", never)
     for place in [0, 31, 32, len(whole) - 1, *rng.integers(0, len(whole), 60).tolist()]:
         broken = bytearray(whole)
         broken[place] ^= 1 << rng.integers(8)
@@ -133,7 +137,7 @@ def test_a_configuration_is_changed_with_all_checks_or_not_at_all(monkeypatch):
     with pytest.raises(CcdError, match=r"would check nothing; write config.but"):
         config.model_copy(update={"views": "cifar1000"})
     assert config.model_copy() == config
-    monkeypatch.setattr(train, "train_epoch", never)
+    monkeypatch.setattr(cohort, "train_epoch", never)
     for made in (RunConfig.model_construct(**dict(config) | {"views": "cifar1000"}), changed_inside(config)):
         for use in (fit, lambda made: check([made])):
             with pytest.raises(CcdError, match="unknown views 'cifar1000'|unknown setting of method 'kd' 'temperatur'"):
@@ -232,7 +236,7 @@ def test_a_checkpoints_accuracy_is_looked_at_where_a_run_is_found_or_resumed_too
 def test_a_list_of_runs_is_checked_before_the_first_is_trained(tmp_path, monkeypatch, capsys):
     bad = {"data": f"npz:{tmp_path}/nothing.npz"}
     (tmp_path / "list.yaml").write_text(json.dumps([SMALL, SMALL | bad]))
-    monkeypatch.setattr(train, "train_epoch", never)
+    monkeypatch.setattr(cohort, "train_epoch", never)
     status, said = ended(capsys, "fit", str(tmp_path / "list.yaml"))
     assert (status, "there is no" in said) == (2, True)
 
@@ -315,7 +319,7 @@ def test_check_and_ccd_data_open_the_files_of_an_image_folder(tmp_path, monkeypa
         check([RunConfig(data=name, side=32, batch=4)])
     status, said = ended(capsys, "data", name)
     assert (status, "3.png" in said) == (2, True)
-    monkeypatch.setattr(files, "DECODED", 0)  # where there are many, their headers are looked at
+    monkeypatch.setattr(data_files, "DECODED", 0)  # where there are many, their headers are looked at
     refused = pytest.raises(CcdError, match="The first") if how != "truncated" else nothing_refused()
     with refused:
         load_data(name, side=32).check_files()
@@ -335,7 +339,7 @@ def test_files_that_were_in_order_are_not_opened_again(tmp_path, monkeypatch):
     data = load_data(f"imagenet:{image_folder(tmp_path)}", side=16)
     data.check_files()
     opened = []
-    monkeypatch.setattr(files, "read_rgb", lambda file: opened.append(Path(file).name))
+    monkeypatch.setattr(data_files, "read_rgb", lambda file: opened.append(Path(file).name))
     data.check_files()
     assert not opened
     os.utime(tmp_path / "train" / "cat" / "1.png", ns=(1, 1))  # one of them changed, its size did not
@@ -404,22 +408,22 @@ def test_huge_numbers_of_seeds_are_refused_at_once(capsys):
 def test_environment_variables_are_looked_at_before_anything_starts(monkeypatch, capsys, command, name, value, says):
     monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(notebook, "execute", never)
-    monkeypatch.setattr("ccdlib.batch.run", never)
+    monkeypatch.setattr(door, "execute", never)
+    monkeypatch.setattr("ccdlib.kit.engine.run", never)
     status, said = ended(capsys, command, "00_quickstart")
     assert (status, says in said) == (2, True), said
 
 
 def test_a_notebook_copied_under_another_name_is_refused_before_it_runs(tmp_path, monkeypatch):
     copied = shutil.copy(paths.NOTEBOOKS / "00_quickstart.ipynb", tmp_path / "mine.ipynb")
-    monkeypatch.setattr(notebook, "execute", never)
-    with pytest.raises(CcdError, match=r"names '00_quickstart' in ccdlib.Run.*run = ccdlib.Run\(\"mine\", profile"):
+    monkeypatch.setattr(door, "execute", never)
+    with pytest.raises(CcdError, match=r"names '00_quickstart' in ccdlib.Analysis.*run = ccdlib.Analysis\(\"mine\", profile"):
         run_notebook(str(copied))
     content = json.loads(copied.read_text() if isinstance(copied, Path) else Path(copied).read_text())
     for cell in content["cells"]:
-        cell["source"] = "".join(cell["source"]).replace("ccdlib.Run(", "print(")
+        cell["source"] = "".join(cell["source"]).replace("ccdlib.Analysis(", "print(")
     Path(copied).write_text(json.dumps(content))
-    with pytest.raises(CcdError, match=r"has no ccdlib.Run\(...\)"):
+    with pytest.raises(CcdError, match=r"has no ccdlib.Analysis\(...\)"):
         run_notebook(str(copied))
 
 
@@ -429,7 +433,7 @@ def test_a_notebook_copied_under_another_name_is_refused_before_it_runs(tmp_path
 needs_proc = pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 
 
-def training(outputs):
+def in_training(outputs):
     """Wait until a run is in the middle of its training."""
     deadline = time.time() + 120
     while time.time() < deadline:
@@ -463,7 +467,7 @@ def test_an_interrupted_run_says_one_line_and_leaves_nothing(outputs, how):
         text=True,
         start_new_session=True,
     )
-    training(outputs)
+    in_training(outputs)
     os.kill(process.pid, getattr(signal, f"SIG{how}"))
     text = process.communicate(timeout=120)[0]
     assert text.strip() == "interrupted. The same command goes on from here; what is finished is kept."
@@ -493,13 +497,13 @@ def test_an_interrupted_command_that_keeps_nothing_does_not_speak_of_going_on():
 def test_workers_end_with_the_process_that_started_them(outputs):
     program = """
 from ccdlib import RunConfig
-from ccdlib.experiments import side_by_side
+from ccdlib.training.schedule import Schedule, folders_of, side_by_side
 configs = [RunConfig(n_train=40, batch=20, epochs=1000, eval_every=1000, seed=s) for s in range(2)]
-with side_by_side([[config] for config in configs]) as trained:
+with side_by_side(Schedule(folders_of(configs))) as trained:
     trained(configs)
 """
     process = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"CCD_JOBS": "2"})
-    training(outputs)
+    in_training(outputs)
     assert len(alive(outputs)) >= 3
     process.kill()
     process.wait()
@@ -510,7 +514,7 @@ with side_by_side([[config] for config in configs]) as trained:
 
 
 def test_what_a_killed_run_left_behind_is_swept_away(tmp_path):
-    host = notebook.platform.node()
+    host = platform.node()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     names = [f".00_quickstart.{host}-{pid}.part.ipynb" for pid in (dead.pid, os.getpid())] + [
@@ -518,7 +522,7 @@ def test_what_a_killed_run_left_behind_is_swept_away(tmp_path):
     ]
     for name in names:
         (tmp_path / name).write_text("")
-    notebook._sweep(tmp_path.iterdir())
+    door._sweep(tmp_path.iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
 
 
@@ -533,7 +537,7 @@ def test_names_of_profiles_notebooks_and_figures_are_no_paths(name, capsys):
     with pytest.raises(CcdError, match="is no name"):
         stems_of(name)
     with pytest.raises(CcdError, match="is no name"):
-        Run("00_quickstart").figure(name, None)
+        Analysis("00_quickstart").figure(name, None)
 
 
 # ---------------------------------------------------------------- each gets its sentence
@@ -653,7 +657,7 @@ def test_a_teachers_mistake_is_called_the_teachers():
 def test_a_recipe_is_a_family_and_no_part_of_one():
     for name in ("small_sskd", "small_teacher", "hsakd_light"):
         with pytest.raises(CcdError, match=f"unknown recipe '{name}'.* Allowed: small, paper, hsakd, imagenet"):
-            notebook.run_notebook("00_quickstart", given=[("recipe", name)])
+            door.run_notebook("00_quickstart", given=[("recipe", name)])
 
 
 def test_every_teacher_is_checked_however_deep():
@@ -677,11 +681,11 @@ def test_a_notebook_may_have_magics(tmp_path):
     cell = {"cell_type": "code", "source": ["%time 1 + 1\n", "!ls"], "metadata": {}, "outputs": [], "execution_count": 1}
     file = tmp_path / "00_quickstart.ipynb"
     file.write_text(json.dumps(content | {"cells": [*content["cells"], cell]}))
-    notebook._check_names_itself(file)
+    door._check_names_itself(file)
     cell["source"] = ["%time 1 + 1\n", "1 +"]
     file.write_text(json.dumps(content | {"cells": [*content["cells"], cell]}))
     with pytest.raises(CcdError, match="a cell is no Python"):
-        notebook._check_names_itself(file)
+        door._check_names_itself(file)
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):
@@ -691,16 +695,16 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     npz(tmp_path, (16, 16, 3))
     assert len(load_data("npz:~/d.npz").train_labels) == 8
     (tmp_path / "a.yaml").write_text("seeds: 3\n")
-    assert notebook.asked_for("00_quickstart", files=["~/a.yaml"])[1]["seeds"] == 3
+    assert parameters.asked_for("00_quickstart", files=["~/a.yaml"])[1]["seeds"] == 3
     shutil.copy(paths.NOTEBOOKS / "00_quickstart.ipynb", tmp_path)
-    assert notebook.find("~/00_quickstart.ipynb") == (tmp_path / "00_quickstart.ipynb").resolve()
+    assert parameters.find("~/00_quickstart.ipynb") == (tmp_path / "00_quickstart.ipynb").resolve()
 
 
 def test_an_executed_notebook_has_the_same_bytes_with_parameters_too():
     def executed():
         made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("seeds = 3")])
         made.cells[0].metadata["tags"] = ["injected-parameters"]
-        return nbformat.writes(notebook.without_times(made))
+        return nbformat.writes(door.without_times(made))
 
     assert executed() == executed()
 

@@ -9,17 +9,18 @@ import torch
 from PIL import Image
 from test_augment import from_pillow, pillow, real_images, to_pillow
 
-from ccdlib import cli, files, models, paths, train
-from ccdlib.augment import OPS, POLICIES, as_bytes, pillow_op
-from ccdlib.config import Checkpoint, RunConfig
-from ccdlib.data import IMAGENET, load_data, sizes_of
-from ccdlib.experiments import experiment
+from ccdlib import cli, data, models, training
+from ccdlib.analyses import experiment
+from ccdlib.base import paths
+from ccdlib.base.registry import CcdError
+from ccdlib.base.streams import stream
+from ccdlib.base.vision import torchvision
+from ccdlib.data import IMAGENET, load_data, photos, sizes_of
+from ccdlib.data import files as data_files
+from ccdlib.kit.parameters import profile_parameters
 from ccdlib.models import build
-from ccdlib.notebook import profile_parameters
-from ccdlib.registry import CcdError
-from ccdlib.streams import stream
-from ccdlib.train import epoch_views, evaluate, fit
-from ccdlib.vision import torchvision
+from ccdlib.training import Checkpoint, RunConfig, checks, evaluate, fit, teachers
+from ccdlib.views import OPS, POLICIES, as_bytes, epoch_views, in_files, pillow_op
 
 functional = torchvision.transforms.functional
 PHOTOS = {"data": "photos", "n_train": 48, "batch": 16, "model": "resnet8", "epochs": 1}
@@ -69,7 +70,7 @@ def test_a_view_is_a_crop_of_its_image_with_the_draws_of_its_own_stream():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(0, "base", 0, 0, k).initial_seed())
             box = torchvision.transforms.RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
-        assert torch.equal(view, files.tensor(functional.resized_crop(image, *box, (32, 32))))
+        assert torch.equal(view, data_files.tensor(functional.resized_crop(image, *box, (32, 32))))
     flipped = epoch_views(RunConfig(**PHOTOS), data, 0).batch(torch.arange(24)).inputs
     plain = epoch_views(RunConfig(**PHOTOS, flip=False), data, 0).batch(torch.arange(24)).inputs
     same = [torch.equal(a, b) for a, b in zip(flipped, plain, strict=True)]
@@ -96,7 +97,7 @@ def test_jda_comes_before_the_crop_or_after_it_with_the_same_draws():
         for step, (op, level) in enumerate(jda.steps):
             if draw.fires[0, step]:
                 whole = pillow(whole, op, level, int(draw.signs[0, step]))
-        maker = files.ViewsOfFile(config, data, 0, torch.ones(48, dtype=torch.bool), 2)
+        maker = in_files._OfFile(config, data, 0, torch.ones(48, dtype=torch.bool), 2, None)
         assert torch.equal(before[6 + k], maker._base(whole, 1, k))
     assert not torch.equal(before[6:], after[6:])
 
@@ -128,7 +129,7 @@ def test_jda_after_the_crop_works_in_memory_too():
 @pytest.mark.parametrize("views", ["raw", "mixup", "cutmix", "trivialaugment"])
 def test_views_that_images_of_many_sizes_cannot_have_are_refused(views):
     with pytest.raises(CcdError, match="images in files have many sizes. Allowed views: none, base, rotation"):
-        train.check([RunConfig(**PHOTOS, views=views)])
+        checks.check([RunConfig(**PHOTOS, views=views)])
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -160,19 +161,19 @@ def test_every_test_image_counts_once_by_its_centre_crop(folder):
     by_hand = torchvision.transforms.Compose(
         [torchvision.transforms.Resize(round(16 * 256 / 224)), torchvision.transforms.CenterCrop(16)]
     )
-    assert torch.equal(data.tests([1])[0], files.tensor(by_hand(data.read(data.test_files[1]))))
+    assert torch.equal(data.tests([1])[0], data_files.tensor(by_hand(data.read(data.test_files[1]))))
     network = build("resnet8", classes=2)
-    logits = train.predict(network, data, data.tests(range(4)))
+    logits = training.predict(network, data, data.tests(range(4)))
     right = (logits.argmax(1) == data.test_labels).double().mean().item()
     assert evaluate(network, data, batch=3)["accuracy"] == 100 * right
 
 
 def test_names_and_sizes_of_the_files_name_a_run(folder):
     config = RunConfig(data=f"imagenet:{folder}", side=16, batch=4, model="resnet8", epochs=1)
-    before = train.folder_of(config).path
-    assert train.folder_of(config.but(side=24)).path != before
+    before = training.folder_of(config).path
+    assert training.folder_of(config.but(side=24)).path != before
     (folder / "train" / "ant" / "0.png").rename(folder / "train" / "ant" / "9.png")
-    assert train.folder_of(config).path != before
+    assert training.folder_of(config).path != before
     fit(config, show="none")
 
 
@@ -182,8 +183,8 @@ def test_the_files_are_looked_at_once_until_one_comes_or_goes(folder, monkeypatc
         return load_data(f"imagenet:{folder}", side=16)
 
     looked = []
-    look = files.class_folders
-    monkeypatch.setattr(files, "class_folders", lambda *given: looked.append(given) or look(*given))
+    look = data_files.class_folders
+    monkeypatch.setattr(data_files, "class_folders", lambda *given: looked.append(given) or look(*given))
     first, again = load(), load()
     assert len(looked) == 1
     assert again.fingerprint == first.fingerprint
@@ -210,11 +211,11 @@ def test_a_broken_image_is_named_whoever_finds_it(folder, workers):
 
 def test_there_are_as_many_workers_as_threads_and_none_for_a_few_images(monkeypatch):
     asked = []
-    monkeypatch.setattr(files, "DataLoader", lambda *_, num_workers, **options: asked.append(num_workers) or [])
-    monkeypatch.setattr(files, "cores", lambda: 8)
+    monkeypatch.setattr(data_files, "DataLoader", lambda *_, num_workers, **options: asked.append(num_workers) or [])
+    monkeypatch.setattr(data_files, "cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     for n in (100, 300):
-        list(files._loaded([], [list(range(n))], list, None))
+        list(data_files.loaded([], [list(range(n))], list, None))
     assert asked == [0, 4]
 
 
@@ -232,16 +233,16 @@ def test_folders_and_files_that_are_none_are_named(folder):
 
 
 def test_the_photographs_are_made_once_and_their_tiles_do_not_overlap(tmp_path):
-    made = files.photos(tmp_path / "photos")
+    made = data.photos(tmp_path / "photos")
     times = {file: file.stat().st_mtime_ns for file in made.rglob("*.jpg")}
     assert len(times) == 291
-    assert files.photos(made) == made
+    assert data.photos(made) == made
     assert {file: file.stat().st_mtime_ns for file in made.rglob("*.jpg")} == times
-    for picture in files._pictures().values():
-        boxes = list(files._boxes(picture))
+    for picture in photos._pictures().values():
+        boxes = list(photos._boxes(picture))
         assert all(0 <= x < x2 <= picture.width and 0 <= y < y2 <= picture.height for x, y, x2, y2 in boxes)
-        assert len({(x // files.TILE, y // files.TILE) for x, y, *_ in boxes}) == len(boxes)
-        assert all(x2 - x <= files.TILE >= y2 - y for x, y, x2, y2 in boxes)
+        assert len({(x // photos.TILE, y // photos.TILE) for x, y, *_ in boxes}) == len(boxes)
+        assert all(x2 - x <= photos.TILE >= y2 - y for x, y, x2, y2 in boxes)
 
 
 # ---------------------------------------------------------------- teachers from torchvision
@@ -252,7 +253,7 @@ def test_torchvisions_weights_become_a_backbone_that_says_the_same(tmp_path):
         torch.manual_seed(0)
         theirs = torchvision.models.resnet34(num_classes=3).eval()
     torch.save(theirs.state_dict(), tmp_path / "resnet34.pth")
-    ours = train._from_checkpoint(Checkpoint(model="resnet34", file=str(tmp_path / "resnet34.pth")), load_data("photos"))
+    ours = teachers._from_checkpoint(Checkpoint(model="resnet34", file=str(tmp_path / "resnet34.pth")), load_data("photos"))
     x = torch.linspace(-1, 1, 2 * 3 * 64 * 64).view(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(ours(x).logits, theirs(x), atol=1e-5)
@@ -290,7 +291,7 @@ def test_named_weights_are_downloaded_by_torchvision(monkeypatch):
 )
 def test_teachers_that_cannot_be_had_are_refused(model, file, says):
     with pytest.raises(CcdError, match=says):
-        train._from_checkpoint(Checkpoint(model=model, file=file), load_data("photos"))
+        teachers._from_checkpoint(Checkpoint(model=model, file=file), load_data("photos"))
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path):
@@ -300,7 +301,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     with torch.random.fork_rng(devices=[]):
         torch.save(torchvision.models.resnet34(num_classes=7).state_dict(), tmp_path / "b.pth")
     with pytest.raises(CcdError, match="does not fit resnet34 with 3 classes"):
-        train._from_checkpoint(Checkpoint(model="resnet34", file=str(tmp_path / "b.pth")), load_data("photos"))
+        teachers._from_checkpoint(Checkpoint(model="resnet34", file=str(tmp_path / "b.pth")), load_data("photos"))
 
 
 def test_a_teachers_accuracy_is_measured_before_anything_is_trained(outputs):
@@ -309,10 +310,10 @@ def test_a_teachers_accuracy_is_measured_before_anything_is_trained(outputs):
     student = RunConfig(**PHOTOS, method="kd", teacher=Checkpoint(model="resnet8", file=file, accuracy=99.9))
     with pytest.raises(CcdError, match=rf"reaches {taught.accuracy:.2f} % on the 72 test images.*99.90 % was expected"):
         fit(student, show="none")
-    folder = train.folder_of(student).path
+    folder = training.folder_of(student).path
     assert not (folder / "resume.pt").exists()
     right = student.but(teacher=Checkpoint(model="resnet8", file=file, accuracy=taught.accuracy))
-    assert train.folder_of(right).path == folder  # what is expected of the teacher names no run
+    assert training.folder_of(right).path == folder  # what is expected of the teacher names no run
     assert fit(right, show="none").accuracy > 0
 
 

@@ -12,14 +12,13 @@ import pytest
 import torch
 from test_batch import processes
 
-from ccdlib import group, train
-from ccdlib.config import RunConfig
+from ccdlib import training
+from ccdlib.base.registry import CcdError
 from ccdlib.data import load_data
-from ccdlib.losses import LOSSES, WEIGHTS
-from ccdlib.methods import METHODS
+from ccdlib.methods import LOSSES, METHODS, WEIGHTS
 from ccdlib.models import Output
-from ccdlib.registry import CcdError
-from ccdlib.train import Diverged, EpochViews, TaughtBy, fit
+from ccdlib.training import Diverged, RunConfig, TaughtBy, checks, fit, group, loop
+from ccdlib.views import EpochViews
 
 SMALL = {"n_train": 90, "batch": 45, "epochs": 2, "model": "resnet8"}
 TEACHER = RunConfig(**SMALL, seed=7)
@@ -29,7 +28,8 @@ CCD = RunConfig(**SMALL, method="ccd", views="cifar100", teacher=TEACHER)
 STEP = """
 import sys, torch
 from test_group import after_one_step
-from ccdlib import RunConfig, group
+from ccdlib import RunConfig
+from ccdlib.training import group
 with group.joined():
     left = after_one_step(RunConfig.model_validate_json(sys.argv[1]))
     if group.rank() == 0:
@@ -42,28 +42,28 @@ def after_one_step(config):
 
     In float64, so that what is left of a difference is no rounding: batch norms enlarge it.
     """
-    build, forward = train.build, train.Trainee._forward
+    build, forward = loop.build, training.Trainee._forward
     try:
-        train.build = lambda *given: build(*given).double()
-        train.Trainee._forward = lambda self, network, inputs: network(inputs.double())
+        loop.build = lambda *given: build(*given).double()
+        training.Trainee._forward = lambda self, network, inputs: network(inputs.double())
         return _after_one_step(config)
     finally:
-        train.build, train.Trainee._forward = build, forward
+        loop.build, training.Trainee._forward = build, forward
 
 
 def _after_one_step(config):
     data = load_data(config.data, n_train=config.n_train)
-    teacher = train.build(config.teacher.model, data.classes, data.channels, 3).eval() if config.teacher else None
-    (trainee,) = train.prepare([config], data, torch.device("cpu"), TaughtBy(teacher))
+    teacher = loop.build(config.teacher.model, data.classes, data.channels, 3).eval() if config.teacher else None
+    (trainee,) = training.prepare([config], data, torch.device("cpu"), TaughtBy(teacher))
     trainee.begin(0)
-    log = train.Log()
-    for batch in EpochViews(config, data, 0).batches():
+    log = training.Log()
+    for batch in EpochViews(config, data, 0, group.rank(), group.size()).batches():
         if batch.step == (0, 0):
-            log.add(*next(train.steps([trainee], batch)), batch)
-    row = train._row(trainee, log, 0)
+            training.train_step([trainee], batch, [log])
+    row = log.row(trainee, 0)
     gradients = {name: p.grad.clone() for name, p in trainee.network.named_parameters()}
     statistics = {name: b.clone() for name, b in trainee.network.named_buffers()}
-    tested = train.evaluate(trainee.network.float(), data)
+    tested = training.evaluate(trainee.network.float(), data)
     return gradients, statistics, [row[key] for key in sorted(row)], [tested["accuracy"], tested["loss"]]
 
 
@@ -148,9 +148,7 @@ def test_passes_and_parts_hold_every_image_once_and_weigh_by_their_inputs(monkey
     data = load_data("digits", n_train=90)
     seen = []
     for rank in range(2):
-        monkeypatch.setattr(group, "size", lambda: 2)
-        monkeypatch.setattr(group, "rank", lambda rank=rank: rank)
-        parts = EpochViews(config, data, 1).parts()
+        parts = EpochViews(config, data, 1, rank, 2).parts()
         assert [(part.step, part.of) for part in parts] == [((1, s), (k, 3)) for s in range(2) for k in range(3)]
         seen += parts
     assert torch.cat([part.rows for part in seen]).sort().values.tolist() == list(range(90))
@@ -180,7 +178,7 @@ def test_what_cannot_be_seen_in_parts_is_refused(changes, says):
 def test_parts_without_images_are_refused_before_training():
     config = RunConfig(**dict(CCD) | {"n_train": 10, "accumulate": 4, "processes": 2})
     with pytest.raises(CcdError, match="10 training images in steps of at most 45, each in 8 parts"):
-        train.check([config])
+        checks.check([config])
 
 
 def test_processes_that_torchrun_started_are_checked_as_if_the_file_had_named_them(tmp_path, monkeypatch, capsys):
@@ -195,10 +193,10 @@ def test_processes_that_torchrun_started_are_checked_as_if_the_file_had_named_th
 
 
 def test_how_many_processes_there_are_names_no_run_and_later_fields_only_where_they_say_something():
-    name = train.folder_of(CCD).path.name
-    assert train.folder_of(CCD.but(processes=2)).path.name == name
+    name = training.folder_of(CCD).path.name
+    assert training.folder_of(CCD.but(processes=2)).path.name == name
     for change in ({"accumulate": 2}, {"clip": 1.0}, {"jda": "after crop"}):
-        assert train.folder_of(CCD.but(**change)).path.name != name
+        assert training.folder_of(CCD.but(**change)).path.name != name
 
 
 def test_a_gradient_is_cut_to_the_norm_that_is_asked_for():

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from ccdlib.losses import LOSSES, WEIGHTS, ccd, ce, confidence, kd
+from ccdlib.base.registry import CcdError
+from ccdlib.methods import LOSSES, WEIGHTS, confidence
+from ccdlib.methods.losses import ccd, ce, kd
 from ccdlib.models import Output
-from ccdlib.registry import CcdError
 
 N, C = 5, 7
 

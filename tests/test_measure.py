@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from ccdlib.augment import POLICIES
-from ccdlib.config import RunConfig, teacher_of_method
 from ccdlib.data import Sizes, load_data
-from ccdlib.experiments import NAMES
-from ccdlib.losses import confidence
-from ccdlib.measure import CIFAR, PUBLISHED, cost, cost_table, method_configs, readable, step_cost, training_weights
+from ccdlib.evidence.cost import CIFAR, PUBLISHED, cost_table, method_configs, readable, step_cost
+from ccdlib.evidence.published import KD
+from ccdlib.evidence.teacher_views import training_weights
+from ccdlib.methods import confidence
 from ccdlib.models import build
-from ccdlib.paper import KD
-from ccdlib.train import fit, predict
+from ccdlib.training import RunConfig, fit, predict, teacher_of_method
+from ccdlib.training.recipes import NAMES
+from ccdlib.training.work import cost
+from ccdlib.views import POLICIES
 
 DIGITS = Sizes(10, 1, 50)
 HERE = {"data": "digits", "n_train": 50}

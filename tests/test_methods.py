@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccdlib import losses, train
-from ccdlib.config import VIEWS, Checkpoint, RunConfig, teacher_of_method
+from ccdlib.base.registry import CcdError
+from ccdlib.base.streams import stream
 from ccdlib.data import load_data
-from ccdlib.methods import METHODS, TURNS, Batch, Given, make, settings_of, trusted
+from ccdlib.methods import METHODS, TURNS, Given, losses, make, settings_of, trusted
 from ccdlib.models import HE, Output, build, initialise
-from ccdlib.registry import CcdError
-from ccdlib.streams import stream
-from ccdlib.train import EpochViews, check, fit, prepare, untrained
+from ccdlib.training import Checkpoint, RunConfig, cohort, fit, prepare, teacher_of_method, untrained
+from ccdlib.training.checks import check
+from ccdlib.views import VIEWS, Batch, EpochViews
 
 N, C = 4, 3
 BRANCHED = {  # methods.md, section 8: parameters and millions of multiply-adds with HSAKD's branches
@@ -536,7 +536,7 @@ def test_a_killed_run_with_a_memory_and_heads_goes_on_to_the_same_bits(monkeypat
     config = student("crd", epochs=3)
     expected = (fit(config).folder / "weights.safetensors").read_bytes()
     shutil.rmtree(fit(config).folder)
-    real, epochs = train.train_epoch, []
+    real, epochs = cohort.train_epoch, []
 
     def dies(trainee, epoch):
         epochs.append(epoch)
@@ -544,7 +544,7 @@ def test_a_killed_run_with_a_memory_and_heads_goes_on_to_the_same_bits(monkeypat
             raise KeyboardInterrupt
         return real(trainee, epoch)
 
-    monkeypatch.setattr(train, "train_epoch", dies)
+    monkeypatch.setattr(cohort, "train_epoch", dies)
     with pytest.raises(KeyboardInterrupt):
         fit(config)
     again = fit(config)

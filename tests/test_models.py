@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ccdlib.base.registry import CcdError, UnknownName
 from ccdlib.methods import Given, make
 from ccdlib.models import MODELS, build, folded
-from ccdlib.registry import CcdError, UnknownName
 
 # name: parameters, millions of multiply-adds of one image
 CIFAR = {

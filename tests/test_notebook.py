@@ -10,15 +10,19 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from ccdlib import cli, notebook, paths, plots, stats
-from ccdlib.config import RECIPES, RunConfig, teacher_of_method
-from ccdlib.experiments import Experiment
+from ccdlib import Analysis, cli
+from ccdlib.analyses import Experiment
+from ccdlib.base import paths
+from ccdlib.base.registry import CcdError
+from ccdlib.evidence import plots, stats
+from ccdlib.evidence.published import REPORTED, published
+from ccdlib.kit import door, parameters
+from ccdlib.kit.analysis import _shown
+from ccdlib.kit.door import run_notebook
+from ccdlib.kit.parameters import label, parameters_of, profile_parameters
 from ccdlib.methods import METHODS, settings_of
 from ccdlib.models import MODELS
-from ccdlib.notebook import Run, _shown, label, parameters_of, profile_parameters, run_notebook
-from ccdlib.paper import REPORTED, published
-from ccdlib.registry import CcdError
-from ccdlib.train import fit
+from ccdlib.training import RECIPES, RunConfig, fit, teacher_of_method
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 TINY = {"teacher": "train", "n_train": 20, "seeds": 2, "teacher_epochs": 1, "student_epochs": 1, "teacher_model": "resnet8"}
@@ -26,7 +30,7 @@ TINY = {"teacher": "train", "n_train": 20, "seeds": 2, "teacher_epochs": 1, "stu
 # A notebook as small as can be, with everything the door looks at.
 CELLS = {
     "parameters": 'profile: str = "smoke"  # a name\nwords: str = "a"\nrate: float = 0.5\ncount: int = 2\nfail: bool = False',
-    "work": "from ccdlib import Run, RunConfig, fit, plots\nrun = Run('99_small', profile, globals())\nprint(rate, count)",
+    "work": "from ccdlib import Run, RunConfig, fit, plots\nrun = Analysis('99_small', profile, globals())\nprint(rate, count)",
     "maybe": "if fail:\n    raise RuntimeError('as asked')",
     "train": "result = fit(RunConfig(n_train=20, epochs=1), show='epochs')",
     "figure": "run.figure('one', plots.accuracies({'x': [result, result]}))",
@@ -183,12 +187,12 @@ def test_own_parameters_never_overwrite_a_profiles_results(small):
     values = profile_parameters(small, "smoke")
     assert label(small, "smoke", values) == "smoke"
     assert label(small, "lite", profile_parameters(small, "lite")) == "lite"
-    assert notebook.asked_for("99_small", given=[("rate", "1e-3")])[1] == values | {"rate": 0.001}
+    assert parameters.asked_for("99_small", given=[("rate", "1e-3")])[1] == values | {"rate": 0.001}
     other = label(small, "smoke", values | {"count": 3})
     assert other.startswith("smoke-")
     assert other != label(small, "smoke", values | {"count": 4})
     # Plain papermill changes the variables of the notebook, and Run sees it there.
-    assert Run("99_small", "smoke", values | {"count": 3}).profile == other
+    assert Analysis("99_small", "smoke", values | {"count": 3}).profile == other
 
 
 def test_plain_papermill_works_too(small, outputs, tmp_path):
@@ -266,10 +270,10 @@ def test_yaml_that_is_no_table_of_parameters(small, tmp_path):
 
 
 def test_refresh_gives_the_same_bytes_again(small):
-    notebook.refresh("99_small")
+    door.refresh("99_small")
     first = small.read_bytes()
     assert b"0.5 2" in first
-    notebook.refresh("99_small")
+    door.refresh("99_small")
     assert small.read_bytes() == first
 
 
@@ -294,7 +298,7 @@ def planned(run, results):
 
 def test_tables_need_their_baselines_and_paired_arms(small):
     results = small_results()
-    run = Run("99_small")
+    run = Analysis("99_small")
     for baseline in ("c", {"b": "c"}, {"c": "a"}):
         with pytest.raises(CcdError, match="unknown baseline arm 'c'"):
             run.table(results, baseline)
@@ -311,7 +315,7 @@ def test_a_run_that_collapsed_is_named_wherever_a_mean_is_shown(small, capsys):
     }
     for runs in fallen.values():
         runs[2:] = [replace(run, config=run.config.but(seed=2 + k)) for k, run in enumerate(runs[2:])]
-    run = planned(Run("99_small"), fallen)
+    run = planned(Analysis("99_small"), fallen)
     shown = run.table(fallen, baseline="a")
     assert shown.loc["b", "collapsed"] == "seed 2 collapsed"
     assert shown.loc["a", "collapsed"] == ""
@@ -329,7 +333,7 @@ def test_a_run_that_collapsed_is_named_wherever_a_mean_is_shown(small, capsys):
 
 def test_run_keeps_checks_claims_and_tables(small, outputs, capsys):
     results = small_results()
-    run = planned(Run("99_small"), results)
+    run = planned(Analysis("99_small"), results)
     declared = run.declared()
     assert declared.loc["(x)", "statement"] == "b beats a"
     assert declared.loc["(x)", "refuted when"] == "the 95 % interval lies wholly at or below 0"
@@ -357,7 +361,7 @@ def test_run_keeps_checks_claims_and_tables(small, outputs, capsys):
 
 
 def test_claims_come_before_results(small):
-    run = Run("99_small")
+    run = Analysis("99_small")
     with pytest.raises(CcdError, match=r"call run.experiment\(\) before the training"):
         run.judge({})
     with pytest.raises(CcdError, match="nothing is planned yet"):

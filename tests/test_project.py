@@ -16,8 +16,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from scheduling import TestByTest
 
-from ccdlib import notebook, paths, runs, verdicts
-from ccdlib.config import RECIPES, RunConfig
+from ccdlib.base import paths
+from ccdlib.kit import parameters, verdicts
+from ccdlib.training import RECIPES, RunConfig, identity
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -183,22 +184,25 @@ def test_the_verdict_page_marks_what_was_trained_by_an_older_arithmetic_or_recip
     (result, *_) = [r for r in verdicts.published_results() if r["notebook"] == "05_compatibility"]
 
     def old(protocol, recipe=1):
-        monkeypatch.setitem(runs.CHANGED_IN["recipe"], "small", recipe)
+        monkeypatch.setitem(identity.CHANGED_IN["recipe"], "small", recipe)
         claims = verdicts.judged(result | {"provenance": result["provenance"] | {"protocol": protocol}})
         return {claim["claim"].split()[0] for claim in claims if claim["old"]}
 
     assert old(1) == {"AT", "KD,", "SSKD"}, "the methods that changed in protocol 2"
     assert old(2) == set()
     assert old(1, recipe=2) == {claim["claim"].split()[0] for claim in result["claims"]}
-    monkeypatch.setitem(runs.CHANGED_IN["recipe"], "small", 2)
+    monkeypatch.setitem(identity.CHANGED_IN["recipe"], "small", 2)
     assert "holds †" in verdicts.table([result])
     assert "lite/05_compatibility (all)" in verdicts.table([result])
 
 
 @pytest.mark.parametrize("results", verdicts.published_results(), ids=lambda r: f"{r['profile']}-{r['notebook']}")
 def test_published_results_are_of_the_profile_they_name(results):
-    path = notebook.find(results["notebook"])
-    today, before = notebook.profile_parameters(path, results["profile"]), results["provenance"]["protocol"] < runs.PROTOCOL
+    path = parameters.find(results["notebook"])
+    today, before = (
+        parameters.profile_parameters(path, results["profile"]),
+        results["provenance"]["protocol"] < identity.PROTOCOL,
+    )
     known = {name: value for name, value in today.items() if name in results["parameters"] or not before}
     assert results["parameters"] == known, "run the profile again"
     executed = ROOT / "outputs" / results["profile"] / f"{results['notebook']}.ipynb"
@@ -258,7 +262,7 @@ def test_every_shaping_module_is_hashed():
         "verdicts",
         "vision",
     }
-    assert existing == set(runs.SHAPING) | presentation
+    assert existing == set(identity.SHAPING) | presentation
 
 
 def test_links_in_the_pages_lead_somewhere():

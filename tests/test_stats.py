@@ -5,9 +5,21 @@ import math
 import numpy as np
 import pytest
 
-from ccdlib import stats
-from ccdlib.registry import CcdError
-from ccdlib.stats import INFINITY, Claim, Contrast, Peak, bootstrap, equivalent, interval, more, no_better, paired, slope
+from ccdlib.base.registry import CcdError
+from ccdlib.evidence import stats
+from ccdlib.evidence.stats import (
+    INFINITY,
+    Claim,
+    Contrast,
+    Peak,
+    bootstrap,
+    equivalent,
+    interval,
+    more,
+    no_better,
+    paired,
+    slope,
+)
 
 
 def seeds(mean, spread=0.5, n=10, at=0):

@@ -12,17 +12,32 @@ import numpy as np
 import pytest
 import torch
 
-from ccdlib import data as data_module
-from ccdlib import runs, train
-from ccdlib.augment import POLICIES, Policy, normalise
-from ccdlib.config import RECIPES, VIEWS, Checkpoint, RunConfig, recipe_of, teacher_of_method
-from ccdlib.data import load_data
-from ccdlib.losses import LOSSES
-from ccdlib.methods import METHODS
-from ccdlib.models import MODELS
-from ccdlib.registry import CcdError
-from ccdlib.runs import CHANGED_IN, PROTOCOL, DamagedRun, sha256
-from ccdlib.train import Diverged, EpochViews, check, data_of, evaluate, fit, folder_of, prepare, untrained
+from ccdlib import training
+from ccdlib.base import paths
+from ccdlib.base.files import sha256
+from ccdlib.base.registry import CcdError
+from ccdlib.data import arrays, load_data
+from ccdlib.methods import LOSSES, METHODS
+from ccdlib.models import MODELS, build
+from ccdlib.training import (
+    RECIPES,
+    Checkpoint,
+    DamagedRun,
+    Diverged,
+    RunConfig,
+    cohort,
+    evaluate,
+    fit,
+    folder_of,
+    prepare,
+    recipe_of,
+    store,
+    teacher_of_method,
+    untrained,
+)
+from ccdlib.training.checks import check, data_of
+from ccdlib.training.identity import CHANGED_IN, PROTOCOL
+from ccdlib.views import POLICIES, VIEWS, EpochViews, Policy, normalise
 
 SMALL = {"n_train": 40, "batch": 20, "epochs": 2, "model": "resnet8"}
 TEACHER = RunConfig(**SMALL, seed=7)
@@ -30,9 +45,10 @@ TEACHER = RunConfig(**SMALL, seed=7)
 # A process of its own that fits the configuration in its argument and prints how many epochs it trained.
 FIT = """
 import sys
-from ccdlib import RunConfig, fit, train
-epoch, trained = train.train_epoch, []
-train.train_epoch = lambda *args: trained.append(1) or epoch(*args)
+from ccdlib import RunConfig, fit
+from ccdlib.training import cohort
+epoch, trained = cohort.train_epoch, []
+cohort.train_epoch = lambda *args: trained.append(1) or epoch(*args)
 result = fit(RunConfig.model_validate_json(sys.argv[1]))
 print(len(trained), result.accuracy)
 """
@@ -91,7 +107,7 @@ def test_a_finished_run_is_found_again(monkeypatch, capsys):
     first = fit(TEACHER, show="epochs")
     lines = capsys.readouterr().out
     assert lines.count("epoch ") == 2
-    monkeypatch.setattr(train, "_train", never)
+    monkeypatch.setattr(cohort, "_train", never)
     again = fit(TEACHER, show="epochs")
     assert (again.accuracy, again.curves, again.folder) == (first.accuracy, first.curves, first.folder)
     assert capsys.readouterr().out == lines
@@ -112,7 +128,7 @@ def test_a_finished_run_is_found_again(monkeypatch, capsys):
 )
 def test_everything_that_shapes_a_run_names_it(change, same):
     def name(config):
-        return runs.Folder(config, runs.identity(config, lambda c: c.data, "float32")).path.name
+        return training.Folder(config, training.identity(config, lambda c: c.data, "float32")).path.name
 
     changed = TEACHER.but(**change)
     assert (name(TEACHER) == name(changed)) == same
@@ -124,7 +140,7 @@ def test_everything_that_shapes_a_run_names_it(change, same):
 def test_the_precision_and_the_steps_of_a_policy_name_a_run(monkeypatch):
     def name(precision="float32", **given):
         config = RunConfig(**SMALL, views="cifar10", **given)
-        return runs.Folder(config, runs.identity(config, lambda c: c.data, precision)).path.name
+        return training.Folder(config, training.identity(config, lambda c: c.data, precision)).path.name
 
     before = name()
     assert name("bfloat16") != before
@@ -144,12 +160,12 @@ def test_the_data_names_a_run_by_content_not_by_path(tmp_path, monkeypatch):
         np.savez(tmp_path / place, **arrays)
     config = RunConfig(data=f"npz:{tmp_path}/a.npz", batch=20, epochs=1)
     first = fit(config)
-    monkeypatch.setattr(train, "_train", never)
+    monkeypatch.setattr(cohort, "_train", never)
     assert fit(config.but(data=f"npz:{tmp_path}/b.npz")).folder == first.folder
     # The same pixels as digits, but an npz file is flipped and digits are not.
     monkeypatch.undo()
     named = RunConfig(n_train=40, batch=20, epochs=1)
-    whole = {key: getattr(load_data("digits"), key).numpy() for key in data_module.ARRAYS}
+    whole = {key: getattr(load_data("digits"), key).numpy() for key in data.ARRAYS}
     whole |= {key: whole[key][:, 0] for key in ("train_images", "test_images")}
     np.savez(tmp_path / "digits.npz", **whole)
     copied = named.but(data=f"npz:{tmp_path}/digits.npz")
@@ -175,7 +191,7 @@ def test_every_kind_of_views_trains(views, trained):
 )
 def test_golden_numbers_of_a_short_training(model, method, views, golden, trained):
     # Four epochs, over the first milestone, of three networks, two losses and three kinds of views.
-    # When this fails because the arithmetic of a training was changed on purpose: raise runs.PROTOCOL and write the new
+    # When this fails because the arithmetic of a training was changed on purpose: raise identity.PROTOCOL and write the new
     # numbers here, so that stored runs of the old arithmetic are not taken for the new one's.
     # The learning rate is small, so that the rounding of another processor does not grow in the few steps.
     short = {"n_train": 40, "batch": 20, "epochs": 4, "lr": 0.002}
@@ -461,10 +477,10 @@ def test_a_damaged_resume_state_is_named_and_dropped_only_on_request(monkeypatch
 
 
 def test_the_resume_state_is_loadable_with_weights_only(monkeypatch):
-    monkeypatch.setattr(runs.Folder, "finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(training.Folder, "finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         fit(TEACHER)
-    (file,) = runs.paths.outputs().glob("runs/*/resume.pt")
+    (file,) = paths.outputs().glob("runs/*/resume.pt")
     state = torch.load(io.BytesIO(file.read_bytes()[32:]), weights_only=True)  # a checksum comes first
     assert state["epochs_done"] == 1
     assert len(json.loads(state["curves"])) == 1
@@ -545,9 +561,9 @@ def test_a_teacher_from_a_checkpoint_file(tmp_path, trained):
 )
 def test_a_checkpoint_that_does_not_fit(tmp_path, model, change, message):
     file = tmp_path / "t.safetensors"
-    network = train.build("resnet8", classes=7 if change == "classes" else 10, channels=1)
+    network = build("resnet8", classes=7 if change == "classes" else 10, channels=1)
     if change != "gone":
-        runs.save_weights(file, network, "resnet8")
+        store.save_weights(file, network, "resnet8")
     if change == "torn":
         file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(CcdError, match=message):
@@ -664,8 +680,8 @@ def test_mistakes_are_named_when_the_config_is_made(given, message):
 
 
 def test_all_that_will_be_trained_is_checked_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_train", never)
-    monkeypatch.setattr(data_module, "LEAST_SIDE", 1)
+    monkeypatch.setattr(cohort, "_train", never)
+    monkeypatch.setattr(arrays, "LEAST_SIDE", 1)
     small = np.zeros((12, 7, 7), np.uint8)
     labels = np.arange(12) % 3
     np.savez(tmp_path / "d.npz", train_images=small, train_labels=labels, test_images=small, test_labels=labels)
@@ -706,16 +722,16 @@ def test_going_on_from_a_state_with_and_without_momentum(momentum, monkeypatch, 
     config = RunConfig(**SMALL | {"epochs": 3}, momentum=momentum)
     sha = weights(fit(config))
     monkeypatch.setenv("CCD_OUTPUTS", str(outputs / "again"))
-    save = runs.Folder.save_state
+    save = training.Folder.save_state
 
     def saved_and_stopped(*args):
         save(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs.Folder, "save_state", saved_and_stopped)
+    monkeypatch.setattr(training.Folder, "save_state", saved_and_stopped)
     with pytest.raises(KeyboardInterrupt):
         fit(config)
-    monkeypatch.setattr(runs.Folder, "save_state", save)
+    monkeypatch.setattr(training.Folder, "save_state", save)
     result = fit(config)
     assert result.metrics["resumed"]
     assert weights(result) == sha

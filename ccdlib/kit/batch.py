@@ -74,7 +74,7 @@ class Grid:
             self.check()
         self.runs = {stem: [folder for _, folder in each.runs.values()] for stem, each in self.experiments.items()}
         self.schedule = Schedule(folder for folders in self.runs.values() for folder in folders)
-        self.cohorts = self.schedule.cohorts
+        self.cohorts, self.cohort_of = self.schedule.cohorts, self.schedule.cohort_of
 
     def check(self) -> None:
         """Raise CcdError where one of the runs could not be trained."""
