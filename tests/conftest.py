@@ -74,14 +74,14 @@ def _untouched_global_generator():
 
 @pytest.fixture(scope="session")
 def cifar100_slice():
-    """Arrays of 2,000 training and 500 test images of the real CIFAR-100, as an npz data set has them."""
+    """Arrays of 2,000 training and 200 test images of the real CIFAR-100, as an npz data set has them."""
     folder = Path(os.environ.get("CCD_TEST_DATA") or paths.ROOT.parent / "shared" / "data")
     file = folder / "cifar100_webp.npz"
     if not file.exists():
         pytest.skip(f"the real CIFAR-100 is not at {file}; name its folder in CCD_TEST_DATA")
     arrays = {}
     with np.load(file) as archive:
-        for split, count in (("train", 20), ("test", 5)):
+        for split, count in (("train", 20), ("test", 2)):
             blob, offsets = archive[f"{split}_webp"].tobytes(), archive[f"{split}_offsets"]
             # Each WebP is a lossless mosaic of ten by ten images, row by row.
             mosaics = [np.array(Image.open(io.BytesIO(blob[offsets[k] : offsets[k + 1]]))) for k in range(count)]

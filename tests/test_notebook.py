@@ -490,7 +490,7 @@ def test_the_quickstart_on_a_slice_of_real_cifar100(tmp_path, outputs, cifar100_
     import numpy as np
 
     np.savez(tmp_path / "slice.npz", **cifar100_slice)
-    given = {"data": f"npz:{tmp_path / 'slice.npz'}", **TINY, "n_train": 200, "n_teacher": 0}
+    given = {"data": f"npz:{tmp_path / 'slice.npz'}", **TINY, "n_train": 100, "n_teacher": 0}
     executed = run_notebook("00_quickstart", given=[(name, str(value)) for name, value in given.items()])
     results = json.loads((executed.with_suffix("") / "results.json").read_text())
     assert [row["arm"] for row in results["table"]] == ["teacher", "student alone", "KD", "KD + JDA", "CCD"]

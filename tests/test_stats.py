@@ -242,19 +242,26 @@ def error_rate(means, verdict, n=3000):
     return wrong / n
 
 
-ALLOWED = 0.025 + 2 * math.sqrt(0.025 * 0.975 / 3000)  # what 2.5 % may look like in 3,000 sweeps
+def allowed(sweeps):
+    """What 2.5 % may look like in so many sweeps."""
+    return 0.025 + 2 * math.sqrt(0.025 * 0.975 / sweeps)
 
 
+SWEEPS = pytest.mark.parametrize("sweeps", [300, pytest.param(3000, marks=pytest.mark.drill)])
+
+
+@SWEEPS
 @pytest.mark.parametrize("means", [[0, 0, 0, 0, 0], [0, 3, 3, 3, 3], [3, 3, 3, 3, 0], [0, 0, 3, 3], [0, 0, 0]])
-def test_sweeps_without_a_peak_are_rarely_taken_for_one(means):
-    assert error_rate(means, "holds") <= ALLOWED
+def test_sweeps_without_a_peak_are_rarely_taken_for_one(means, sweeps):
+    assert error_rate(means, "holds", sweeps) <= allowed(sweeps)
 
 
+@SWEEPS
 @pytest.mark.parametrize(
     "means", [[0, 0.001, 0], [0, 0.001, 0, 0, 0], [3, 0, 3.001, 0, 3], [0, 0.001, -3, -3, -3, 0], [0, 1, 0.999]]
 )
-def test_sweeps_with_a_tiny_peak_are_rarely_refuted(means):
-    assert error_rate(means, "does not hold") <= ALLOWED
+def test_sweeps_with_a_tiny_peak_are_rarely_refuted(means, sweeps):
+    assert error_rate(means, "does not hold", sweeps) <= allowed(sweeps)
 
 
 def test_p_values_are_those_of_the_t_test():
