@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from stepping import step
 
 from ccdlib.base.paths import ROOT
 from ccdlib.data import load_data
@@ -31,7 +32,7 @@ def test_the_usual_step_is_our_step(usual, method):
     ours = prepare([config], data, torch.device("cpu"), TaughtBy(teacher))[0]
     before, begun = ([part.clone() for part in network.state_dict().values()] for network in (teacher, student))
     batch = next(EpochViews(config, data, 0).batches())
-    terms, *_ = ours.step(batch)
+    terms, *_ = step(ours, batch)
     loss = usual.distil(teacher, student, optimiser, batch.inputs.contiguous(), batch.labels[:10], method == "ccd")
     assert loss == pytest.approx(sum(terms.values()).item(), rel=1e-4)
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.state_dict().values(), strict=True))

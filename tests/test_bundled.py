@@ -222,5 +222,5 @@ def test_an_answer_is_made_of_whole_sentences():
 
 def test_the_rebuild_script_says_how_it_is_used(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["rebuild.py"])
-    with pytest.raises(SystemExit, match="Exit status 1 when an image has other pixels"):
+    with pytest.raises(SystemExit, match="its exit status is 1 where there are any"):
         runpy.run_path(str(bundled.OBJECTS / "rebuild.py"), run_name="__main__")

@@ -115,7 +115,7 @@ def test_folders_may_be_named_relative_to_where_a_command_is_given(tmp_path):
     command = [
         sys.executable,
         "-c",
-        "import os; from ccdlib import paths; "
+        "import os; from ccdlib.base import paths; "
         "print(paths.outputs(), *map(os.environ.get, ('CCD_OUTPUTS', 'CCD_DATA')), paths.NOTEBOOKS)",
     ]
     said = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True).stdout.split()

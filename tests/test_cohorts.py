@@ -14,10 +14,9 @@ from ccdlib.base.files import sha256
 from ccdlib.base.registry import CcdError
 from ccdlib.data import load_data
 from ccdlib.methods import METHODS, losses
-from ccdlib.training import Diverged, RunConfig, cohort, fit, fit_cohort, folder_of, teacher_of_method
-from ccdlib.training.forecast import _pace as pace
+from ccdlib.training import Diverged, RunConfig, cohort, fit, fit_cohort, folder_of, forecast, teacher_of_method
 from ccdlib.training.schedule import cohorts_of
-from ccdlib.views import EpochViews
+from ccdlib.views import EpochViews, epoch
 
 SMALL = {"n_train": 40, "batch": 20, "epochs": 2, "model": "resnet8"}
 TEACHER = RunConfig(**SMALL, seed=7)
@@ -108,7 +107,7 @@ def test_views_made_in_blocks_are_those_of_each_batch(monkeypatch, change):
     views = EpochViews(config, data, 1)
     steps = None
     for block in (1, 15, 1000):
-        monkeypatch.setattr(views, "BLOCK", block)
+        monkeypatch.setattr(epoch, "BLOCK", block)
         made = list(views.batches())
         steps = steps or made
         assert len(made) == 6
@@ -233,8 +232,9 @@ def test_seconds_are_the_runs_own_part(trained):
 
 
 def test_the_pace_of_a_cohort_is_the_part_of_each():
-    seconds = pace(FIVE)
-    assert 0 < seconds(FIVE[0]) < seconds(FIVE[0].but(epochs=20))
+    one, *_ = forecast.expected_seconds(FIVE, timed=True)
+    longer, *_ = forecast.expected_seconds([config.but(epochs=20) for config in FIVE], timed=True)
+    assert 0 < one < longer
 
 
 def test_a_method_that_fails_in_a_cohort_fails_aloud(trained, monkeypatch):

@@ -198,7 +198,7 @@ def test_cifar_through_torchvision(tmp_path, monkeypatch, name):
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
     test_file = cifar_files(tmp_path, name)
-    from ccdlib import data as module
+    from ccdlib.data import sources as module
 
     module._load.cache_clear()
     data = load_data(name)
@@ -297,4 +297,4 @@ def test_the_kept_digits_are_the_digits_and_are_made_again_when_damaged(tmp_path
 def test_digits_without_a_place_to_keep_them(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CCD_DATA", str(tmp_path / "file" / "data"))
-    assert len(arrays._digits()[0]["test_images"]) == 797
+    assert len(arrays.digits()[0]["test_images"]) == 797

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from ccdlib import cli, views
 from ccdlib.analyses import EXPERIMENTS, Experiment, experiment, few_shot
+from ccdlib.analyses.ccd import CONTROLS
 from ccdlib.base import devices, paths
 from ccdlib.base.registry import CcdError
 from ccdlib.data import load_data, sizes_of
@@ -208,7 +209,7 @@ def test_the_arms_of_06():
     assert planned.arms["HSAKD"][0].teacher.teacher == planned.arms["teacher"][0]
     assert {claim.finding for claim in planned.claims} == {"CCD"}
     # Of every seed a teacher, its two stages and the joint one; then the students.
-    assert len(experiment("06_ccd", parameters("06_ccd")).runs) == 2 * (4 + 3 + len(ccd.CONTROLS) + 3 + 3)
+    assert len(experiment("06_ccd", parameters("06_ccd")).runs) == 2 * (4 + 3 + len(CONTROLS) + 3 + 3)
 
 
 def test_runs_are_listed_after_all_that_they_learn_from():

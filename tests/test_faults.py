@@ -382,7 +382,7 @@ def test_huge_values_are_refused_at_once(field, value):
         ("kd", {"temperature": float("inf")}, "allowed are numbers above 0 up to 1,000"),
         ("kd", {"temperature": float("nan")}, "allowed are numbers above 0 up to 1,000"),
         ("at", {"gamma": 1e9}, "allowed are numbers from 0 up to 1,000,000"),
-        ("crd", {"negatives": 10**12}, "allowed are whole numbers from 1 to 1,000,000"),
+        ("crd", {"negatives": 10**12}, "allowed are whole numbers from 1 up to 1,000,000"),
     ],
 )
 def test_huge_settings_are_refused_at_once(method, settings, says):
@@ -417,7 +417,9 @@ def test_environment_variables_are_looked_at_before_anything_starts(monkeypatch,
 def test_a_notebook_copied_under_another_name_is_refused_before_it_runs(tmp_path, monkeypatch):
     copied = shutil.copy(paths.NOTEBOOKS / "00_quickstart.ipynb", tmp_path / "mine.ipynb")
     monkeypatch.setattr(door, "execute", never)
-    with pytest.raises(CcdError, match=r"names '00_quickstart' in ccdlib.Analysis.*run = ccdlib.Analysis\(\"mine\", profile"):
+    with pytest.raises(
+        CcdError, match=r"names '00_quickstart' in ccdlib.Analysis.*analysis = ccdlib.Analysis\(\"mine\", profile"
+    ):
         run_notebook(str(copied))
     content = json.loads(copied.read_text() if isinstance(copied, Path) else Path(copied).read_text())
     for cell in content["cells"]:

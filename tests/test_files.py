@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from test_augment import from_pillow, pillow, real_images, to_pillow
 
-from ccdlib import cli, data, models, training
+from ccdlib import cli, models, training
 from ccdlib.analyses import experiment
 from ccdlib.base import paths
 from ccdlib.base.registry import CcdError
@@ -123,7 +123,7 @@ def test_jda_after_the_crop_works_in_memory_too():
     plain = as_bytes(epoch_views(RunConfig(n_train=40, views="base"), data, 0).batch(rows).inputs, data.mean, data.std)
     views = epoch_views(config, data, 0)
     after = as_bytes(views.batch(rows).inputs, data.mean, data.std)
-    assert torch.equal(after[6:], config.policy.apply(plain[6:], views.draws[0][rows]))
+    assert torch.equal(after[6:], config.rule.apply(plain[6:], views.draws[0][rows]))
 
 
 @pytest.mark.parametrize("views", ["raw", "mixup", "cutmix", "trivialaugment"])
@@ -233,10 +233,10 @@ def test_folders_and_files_that_are_none_are_named(folder):
 
 
 def test_the_photographs_are_made_once_and_their_tiles_do_not_overlap(tmp_path):
-    made = data.photos(tmp_path / "photos")
+    made = photos.photos(tmp_path / "photos")
     times = {file: file.stat().st_mtime_ns for file in made.rglob("*.jpg")}
     assert len(times) == 291
-    assert data.photos(made) == made
+    assert photos.photos(made) == made
     assert {file: file.stat().st_mtime_ns for file in made.rglob("*.jpg")} == times
     for picture in photos._pictures().values():
         boxes = list(photos._boxes(picture))
@@ -253,7 +253,7 @@ def test_torchvisions_weights_become_a_backbone_that_says_the_same(tmp_path):
         torch.manual_seed(0)
         theirs = torchvision.models.resnet34(num_classes=3).eval()
     torch.save(theirs.state_dict(), tmp_path / "resnet34.pth")
-    ours = teachers._from_checkpoint(Checkpoint(model="resnet34", file=str(tmp_path / "resnet34.pth")), load_data("photos"))
+    ours = teachers.from_checkpoint(Checkpoint(model="resnet34", file=str(tmp_path / "resnet34.pth")), 3, 3)
     x = torch.linspace(-1, 1, 2 * 3 * 64 * 64).view(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(ours(x).logits, theirs(x), atol=1e-5)
@@ -291,7 +291,7 @@ def test_named_weights_are_downloaded_by_torchvision(monkeypatch):
 )
 def test_teachers_that_cannot_be_had_are_refused(model, file, says):
     with pytest.raises(CcdError, match=says):
-        teachers._from_checkpoint(Checkpoint(model=model, file=file), load_data("photos"))
+        teachers.from_checkpoint(Checkpoint(model=model, file=file), 3, 3)
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path):
@@ -301,7 +301,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     with torch.random.fork_rng(devices=[]):
         torch.save(torchvision.models.resnet34(num_classes=7).state_dict(), tmp_path / "b.pth")
     with pytest.raises(CcdError, match="does not fit resnet34 with 3 classes"):
-        teachers._from_checkpoint(Checkpoint(model="resnet34", file=str(tmp_path / "b.pth")), load_data("photos"))
+        teachers.from_checkpoint(Checkpoint(model="resnet34", file=str(tmp_path / "b.pth")), 3, 3)
 
 
 def test_a_teachers_accuracy_is_measured_before_anything_is_trained(outputs):

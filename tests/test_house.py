@@ -1,4 +1,4 @@
-"""The rooms of the library: arrows that point down, modules that fit on a few screens, and doors that say what is behind them."""
+"""The rooms of the library: arrows that point down, small modules, and doors that say what is behind them."""
 
 import ast
 import inspect
@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ccdlib"
 ROOMS = ("cli", "kit", "analyses", "evidence", "training", "methods", "models", "views", "data", "base")  # the top floor first
-SCIENCE = ("data", "views", "models", "methods", "training", "evidence/stats.py")
+SCIENCE = ("data", "views", "models", "methods", "evidence/stats.py")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "plugins" not in path.parts)
 SLOW = ("ccdlib.base.vision",)  # may be imported inside a function: torchvision takes a second
 
@@ -82,9 +82,9 @@ def test_sizes():
     lines = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
     assert not {path.name: n for path, n in lines.items() if n > 450}
     science = sum(n for path, n in lines.items() if path.relative_to(PACKAGE).as_posix().startswith(SCIENCE))
-    # With the docstrings and annotations of everything public, the science takes half of the library.
-    assert science < 4700
-    assert sum(lines.values()) < 9000
+    # With docstrings and annotations of everything public: about a third of all lines are words.
+    assert science < 4200
+    assert sum(lines.values()) < 10700
 
 
 def public():

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from stepping import step
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -453,14 +454,14 @@ def a_step(config, images=20):
     before = [copy.deepcopy(part.state_dict()) for part in taught if part is not None]
     (trainee,) = prepare([config], data, torch.device("cpu"), taught)
     trainee.network.train(not trainee.frozen)
-    trainee.step(EpochViews(config, data, 0).batch(torch.arange(images)))
+    step(trainee, EpochViews(config, data, 0).batch(torch.arange(images)))
     return trainee, taught, before
 
 
 def a_step_terms(config):
     data = load_data(config.data, n_train=config.n_train)
     (trainee,) = prepare([config], data, torch.device("cpu"), untrained(config, data))
-    return trainee.step(EpochViews(config, data, 0).batch(torch.arange(20)))
+    return step(trainee, EpochViews(config, data, 0).batch(torch.arange(20)))
 
 
 @pytest.mark.parametrize("method", STUDENTS)

@@ -30,12 +30,13 @@ TINY = {"teacher": "train", "n_train": 20, "seeds": 2, "teacher_epochs": 1, "stu
 # A notebook as small as can be, with everything the door looks at.
 CELLS = {
     "parameters": 'profile: str = "smoke"  # a name\nwords: str = "a"\nrate: float = 0.5\ncount: int = 2\nfail: bool = False',
-    "work": "from ccdlib import Run, RunConfig, fit, plots\nrun = Analysis('99_small', profile, globals())\nprint(rate, count)",
+    "work": "from ccdlib import Analysis, RunConfig, fit\nfrom ccdlib.evidence import plots\n"
+    "analysis = Analysis('99_small', profile, globals())\nprint(rate, count)",
     "maybe": "if fail:\n    raise RuntimeError('as asked')",
     "train": "result = fit(RunConfig(n_train=20, epochs=1), show='epochs')",
-    "figure": "run.figure('one', plots.accuracies({'x': [result, result]}))",
-    "rows": "run.rows = [{'arm': 'x', 'seeds': [0], 'mean': 1.0, 'std': 0.0, 'difference': None, 'baseline': None}]",
-    "save": "run.save()",
+    "figure": "analysis.figure('one', plots.accuracies({'x': [result, result]}))",
+    "rows": "analysis.rows = [{'arm': 'x', 'seeds': [0], 'mean': 1.0, 'std': 0.0, 'difference': None, 'baseline': None}]",
+    "save": "analysis.save()",
 }
 
 
@@ -176,7 +177,7 @@ def test_the_door_runs_a_notebook_and_reports(small, outputs, tmp_path, monkeypa
     assert not [o for cell in book.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
     # The results of this execution are not taken for another one's, which saves nothing.
     kept = results.read_bytes()
-    without_training(small).write_text(small.read_text().replace("run.save()", "pass"))
+    without_training(small).write_text(small.read_text().replace("analysis.save()", "pass"))
     code, message = refused(capsys, *given)
     assert code == 1
     assert "its last cell wrote no" in message
@@ -217,7 +218,7 @@ def test_a_failing_notebook_keeps_its_executed_copy_and_exits_1(small, outputs, 
 
 
 def test_a_notebook_that_saves_nothing_is_named(small, capsys):
-    without_training(small).write_text(small.read_text().replace("run.save()", "pass"))
+    without_training(small).write_text(small.read_text().replace("analysis.save()", "pass"))
     code, message = refused(capsys, "run", "99_small")
     assert code == 1
     assert "its last cell wrote no" in message
@@ -289,21 +290,21 @@ def small_results():
     return {arm: [fit(config.but(seed=s, lr=lr)) for s in (0, 1)] for arm, lr in (("a", 0.05), ("b", 0.01))}
 
 
-def planned(run, results):
-    """A Run with an experiment of the given arms and one claim, as a notebook would have it."""
+def planned(analysis, results):
+    """An Analysis with an experiment of the given arms and one claim, as a notebook would have it."""
     arms = {arm: [r.config for r in runs] for arm, runs in results.items()}
-    run.plan = Experiment(arms, (stats.more("(x)", "b beats a", "b", "a", least=2),))
-    return run
+    analysis._experiment = Experiment(arms, (stats.more("(x)", "b beats a", "b", "a", least=2),))
+    return analysis
 
 
 def test_tables_need_their_baselines_and_paired_arms(small):
     results = small_results()
-    run = Analysis("99_small")
+    analysis = Analysis("99_small")
     for baseline in ("c", {"b": "c"}, {"c": "a"}):
         with pytest.raises(CcdError, match="unknown baseline arm 'c'"):
-            run.table(results, baseline)
+            analysis.table(results, baseline)
     with pytest.raises(CcdError, match="the arms are not paired"):
-        run.table({"a": results["a"], "b": results["b"][::-1]}, baseline="a")
+        analysis.table({"a": results["a"], "b": results["b"][::-1]}, baseline="a")
 
 
 def test_a_run_that_collapsed_is_named_wherever_a_mean_is_shown(small, capsys):
@@ -315,16 +316,16 @@ def test_a_run_that_collapsed_is_named_wherever_a_mean_is_shown(small, capsys):
     }
     for runs in fallen.values():
         runs[2:] = [replace(run, config=run.config.but(seed=2 + k)) for k, run in enumerate(runs[2:])]
-    run = planned(Analysis("99_small"), fallen)
-    shown = run.table(fallen, baseline="a")
+    analysis = planned(Analysis("99_small"), fallen)
+    shown = analysis.table(fallen, baseline="a")
     assert shown.loc["b", "collapsed"] == "seed 2 collapsed"
     assert shown.loc["a", "collapsed"] == ""
-    assert [row["collapsed"] for row in run.rows] == [[], [2]]
-    run.judge(fallen)
-    assert run.claims[0]["collapsed"] == {"b": [2]}
+    assert [row["collapsed"] for row in analysis.rows] == [[], [2]]
+    analysis.judge(fallen)
+    assert analysis.claims[0]["collapsed"] == {"b": [2]}
     assert "; b: seed 2 collapsed" in capsys.readouterr().out
-    assert "collapsed" not in run.table(results, baseline="a").columns
-    rows = Experiment(run.plan.arms, (), {"b": {"baseline": "a"}}).rows(fallen)
+    assert "collapsed" not in analysis.table(results, baseline="a").columns
+    rows = Experiment(analysis._experiment.arms, (), {"b": {"baseline": "a"}}).rows(fallen)
     assert [row["collapsed"] for row in rows] == [False, False, True, False]
     for figure in (plots.accuracies(fallen), plots.gains(fallen, {"": {"b": ("b", "a")}})):
         assert "b\n(seed 2 collapsed)" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -333,20 +334,20 @@ def test_a_run_that_collapsed_is_named_wherever_a_mean_is_shown(small, capsys):
 
 def test_run_keeps_checks_claims_and_tables(small, outputs, capsys):
     results = small_results()
-    run = planned(Analysis("99_small"), results)
-    declared = run.declared()
+    analysis = planned(Analysis("99_small"), results)
+    declared = analysis.declared()
     assert declared.loc["(x)", "statement"] == "b beats a"
     assert declared.loc["(x)", "refuted when"] == "the 95 % interval lies wholly at or below 0"
-    assert list(run.table(results, baseline="a").index) == ["a", "b"]
-    assert "gain over its baseline" in run.table(results, baseline={"b": "a"}).columns
+    assert list(analysis.table(results, baseline="a").index) == ["a", "b"]
+    assert "gain over its baseline" in analysis.table(results, baseline={"b": "a"}).columns
     with pytest.raises(CcdError, match="the claims of the experiment are not judged yet"):
-        run.save()
-    run.judge(results)
-    run.keep("answer", [1, 2])
-    run.check("two is two", True)
-    run.save()
+        analysis.save()
+    analysis.judge(results)
+    analysis.keep("answer", [1, 2])
+    analysis.check("two is two", True)
+    analysis.save()
     with pytest.raises(AssertionError, match="check failed: two is three"):
-        run.check("two is three", False)
+        analysis.check("two is three", False)
     saved = json.loads((outputs / "smoke" / "99_small" / "results.json").read_text())
     differences = [b.accuracy - a.accuracy for a, b in zip(results["a"], results["b"], strict=True)]
     assert saved["claims"][0]["estimate"] == pytest.approx(sum(differences) / 2)
@@ -361,11 +362,11 @@ def test_run_keeps_checks_claims_and_tables(small, outputs, capsys):
 
 
 def test_claims_come_before_results(small):
-    run = Analysis("99_small")
-    with pytest.raises(CcdError, match=r"call run.experiment\(\) before the training"):
-        run.judge({})
+    analysis = Analysis("99_small")
+    with pytest.raises(CcdError, match=r"call analysis.experiment\(\) before the training"):
+        analysis.judge({})
     with pytest.raises(CcdError, match="nothing is planned yet"):
-        run.declared()
+        analysis.declared()
 
 
 # ---------------------------------------------------------------- published numbers

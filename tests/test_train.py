@@ -11,12 +11,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from stepping import step
 
 from ccdlib import training
 from ccdlib.base import paths
 from ccdlib.base.files import sha256
 from ccdlib.base.registry import CcdError
-from ccdlib.data import arrays, load_data
+from ccdlib.data import ARRAYS, arrays, load_data
 from ccdlib.methods import LOSSES, METHODS
 from ccdlib.models import MODELS, build
 from ccdlib.training import (
@@ -29,6 +30,7 @@ from ccdlib.training import (
     evaluate,
     fit,
     folder_of,
+    identity,
     prepare,
     recipe_of,
     store,
@@ -128,7 +130,7 @@ def test_a_finished_run_is_found_again(monkeypatch, capsys):
 )
 def test_everything_that_shapes_a_run_names_it(change, same):
     def name(config):
-        return training.Folder(config, training.identity(config, lambda c: c.data, "float32")).path.name
+        return training.Folder(config, identity.identity(config, lambda c: c.data, "float32")).path.name
 
     changed = TEACHER.but(**change)
     assert (name(TEACHER) == name(changed)) == same
@@ -137,18 +139,21 @@ def test_everything_that_shapes_a_run_names_it(change, same):
     assert name(students[0]).startswith("kd-")
 
 
-def test_the_precision_and_the_steps_of_a_policy_name_a_run(monkeypatch):
+def test_the_precision_and_the_steps_of_a_policy_name_a_run(request):
+    usual = VIEWS["cifar10"]
+    request.addfinalizer(lambda: dict.__setitem__(VIEWS, "cifar10", usual))
+
     def name(precision="float32", **given):
         config = RunConfig(**SMALL, views="cifar10", **given)
-        return training.Folder(config, training.identity(config, lambda c: c.data, precision)).path.name
+        return training.Folder(config, identity.identity(config, lambda c: c.data, precision)).path.name
 
     before = name()
     assert name("bfloat16") != before
     assert name(p=0.5) == before, "the policy's own p, given or not"
     assert len({before, name(p=0.4), name(twins=2), name(share=0.5), name(ops=("invert",))}) == 5
-    monkeypatch.setitem(POLICIES, "cifar10", Policy("cifar10", 0.4, POLICIES["cifar10"].steps))
+    dict.__setitem__(VIEWS, "cifar10", Policy("cifar10", 0.4, POLICIES["cifar10"].steps))
     assert name() == name(p=0.4) != before
-    monkeypatch.setitem(POLICIES, "cifar10", Policy("cifar10", 0.5, (("invert", 0),)))
+    dict.__setitem__(VIEWS, "cifar10", Policy("cifar10", 0.5, (("invert", 0),)))
     assert name() != before
 
 
@@ -165,7 +170,7 @@ def test_the_data_names_a_run_by_content_not_by_path(tmp_path, monkeypatch):
     # The same pixels as digits, but an npz file is flipped and digits are not.
     monkeypatch.undo()
     named = RunConfig(n_train=40, batch=20, epochs=1)
-    whole = {key: getattr(load_data("digits"), key).numpy() for key in data.ARRAYS}
+    whole = {key: getattr(load_data("digits"), key).numpy() for key in ARRAYS}
     whole |= {key: whole[key][:, 0] for key in ("train_images", "test_images")}
     np.savez(tmp_path / "digits.npz", **whole)
     copied = named.but(data=f"npz:{tmp_path}/digits.npz")
@@ -271,7 +276,7 @@ def test_warm_up_lets_the_soft_terms_grow_and_leaves_cross_entropy_alone():
     for c in (config, config.but(warmup=0)):
         (trainee,) = prepare([c], data, torch.device("cpu"), taught_by)
         trainee.begin(1)
-        steps[c.warmup], *_ = trainee.step(EpochViews(c, data, 1).batch(torch.arange(20)))  # of epoch 2
+        steps[c.warmup], *_ = step(trainee, EpochViews(c, data, 1).batch(torch.arange(20)))  # of epoch 2
     assert steps[4]["ce"] == steps[0]["ce"]
     assert steps[4]["kd"].item() == pytest.approx(0.5 * steps[0]["kd"].item())
 
