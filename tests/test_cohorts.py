@@ -126,7 +126,7 @@ def test_views_made_in_blocks_are_those_of_each_batch(monkeypatch, change):
 
 COHORT = """
 import sys
-from ccdlib import RunConfig, train
+from ccdlib import RunConfig
 training.fit_cohort([RunConfig.model_validate_json(text) for text in sys.argv[1:]], show="none")
 """
 

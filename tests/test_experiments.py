@@ -372,7 +372,7 @@ def test_a_failing_run_is_named_and_the_others_are_kept(monkeypatch, outputs, si
 
 TRAIN = """
 import sys, json
-from ccdlib.experiments import experiment
+from ccdlib.analyses import experiment
 experiment("00_quickstart", json.loads(sys.argv[1])).train()
 """
 
