@@ -126,8 +126,8 @@ def test_views_made_in_blocks_are_those_of_each_batch(monkeypatch, change):
 
 COHORT = """
 import sys
-from ccdlib import RunConfig
-training.fit_cohort([RunConfig.model_validate_json(text) for text in sys.argv[1:]], show="none")
+from ccdlib import RunConfig, fit_cohort
+fit_cohort([RunConfig.model_validate_json(text) for text in sys.argv[1:]], show="none")
 """
 
 

@@ -1,4 +1,4 @@
-"""A reader's own losses, methods, views, ops, weights, networks and data: trained, named by their source, refused where they must be."""
+"""A reader's own losses, methods, views, ops, weights, networks and data: trained, and named by their source."""
 
 import json
 import os

@@ -230,7 +230,7 @@ def lines_of_code(path):
 
 
 def test_the_library_stays_small():
-    # 2,300 for data, views, networks and methods, 1,650 for training, 800 for statistics, other evidence and figures, 500 for the
+    # 2,300 for data, views, networks and methods, 1,650 for training, 800 for statistics, evidence and figures, 500 for the
     # analyses, 1,350 for notebooks, batches and the command line, 450 for names, a reader's own rows and files.
     assert sum(map(lines_of_code, (ROOT / "ccdlib").rglob("*.py"))) < 7200
 
