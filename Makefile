@@ -13,8 +13,8 @@ BATCH_NB = $(if $(findstring command line,$(origin NB))$(findstring environment,
 .PHONY: help reproduce batch test drills lab lint notebooks bench clean constraints conda-ready
 help:
 	@echo 'make reproduce [NB=00_quickstart] [PROFILE=class]   set up, run one notebook (others: PROFILE=lite), print its table'
-	@echo 'make test        set up, run the tests and check the notebooks'
-	@echo 'make drills      the long tests: kill processes, run whole batches, fill disks, train in several processes'
+	@echo 'make test        set up, run the tests and check the first notebook, cell by cell'
+	@echo 'make drills      the long tests: all other notebooks, killed processes, whole batches, full disks, several processes'
 	@echo 'make batch [PROFILE=lite] [NB="01_... 06_..."]      train and run all notebooks of a profile, or those named'
 	@echo 'make lab         JupyterLab'
 	@echo 'make lint        ruff over .py and .ipynb'
@@ -29,13 +29,13 @@ batch: $(READY)
 	@$(BIN)/ccd batch $(BATCH_NB) --profile $(or $(PROFILE),lite)
 
 # One thread and one training each: the two workers share the cores. tests/conftest.py says what goes to which worker.
-PYTEST = OMP_NUM_THREADS=1 CCD_JOBS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+PYTEST = OMP_NUM_THREADS=1 CCD_JOBS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env
 
 test: $(READY)
-	$(PYTEST) -m 'not drill' --nbval-lax --nbval-current-env notebooks tests
+	$(PYTEST) -m 'not drill' notebooks tests
 
 drills: $(READY)
-	$(PYTEST) -m drill tests
+	$(PYTEST) -m drill notebooks tests
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=.

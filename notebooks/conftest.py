@@ -5,6 +5,8 @@ import tempfile
 
 import pytest
 
+FIRST = "00_quickstart.ipynb"
+
 
 def pytest_configure(config):
     """Every check trains anew, in a folder of its own: a stored run must not hide that the code has changed.
@@ -28,3 +30,12 @@ def pytest_collectstart(collector):
     """Compare words, not the HTML and SVG that hold ids, nor what libraries say on stderr."""
     if collector.nodeid.endswith(".ipynb"):
         collector.skip_compare += ("text/html", "image/svg+xml", "stderr")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """`make test` checks the first notebook, which takes a minute, and `make drills` all others, which take several."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        if file.endswith(".ipynb") and not file.endswith(FIRST):
+            item.add_marker(pytest.mark.drill)

@@ -139,8 +139,8 @@ def test_the_workflow_runs_what_ci_runs_on_linux_and_macos():
 
 def test_every_test_is_run_by_one_of_two_commands_and_a_notebook_by_one_worker():
     test, drills = (make("-n", name).stdout.splitlines()[-1] for name in ("test", "drills"))
-    assert "--dist loadscope -m 'not drill' --nbval-lax --nbval-current-env notebooks tests" in test
-    assert drills.endswith("--dist loadscope -m drill tests")
+    assert test.endswith("--dist loadscope --nbval-lax --nbval-current-env -m 'not drill' notebooks tests")
+    assert drills.endswith("--dist loadscope --nbval-lax --nbval-current-env -m drill notebooks tests")
     part = TestByTest._split_scope  # of a node id: what one worker gets
     assert part(None, "notebooks/a.ipynb::Cell 0") == part(None, "notebooks/a.ipynb::Cell 1") == "notebooks/a.ipynb"
     assert part(None, "tests/test_a.py::test_b[1]") != part(None, "tests/test_a.py::test_b[2]")
