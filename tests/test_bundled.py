@@ -124,7 +124,7 @@ def test_a_bundled_teacher_that_there_is_not_or_that_is_damaged(tmp_path, monkey
     whole = (bundled.TEACHERS / f"{NAMES[0]}.safetensors").read_bytes()
     (tmp_path / f"{NAMES[0]}.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     monkeypatch.setattr(bundled, "TEACHERS", tmp_path)
-    with pytest.raises(CcdError, match="is not what its card says; install the package again"):
+    with pytest.raises(CcdError, match="is missing or damaged; install the package again"):
         bundled.teacher(f"ccdlib:{NAMES[0]}")
 
 

@@ -188,7 +188,7 @@ def test_names_of_the_kit_are_not_taken_and_options_are_known():
         ccdlib.LOSSES.add("crd")(lambda student, teacher, labels: {})
     with pytest.raises(CcdError, match="unknown option of a loss 'hard'.*hard_labels"):
         ccdlib.LOSSES.add("mine", hard=True)
-    with pytest.raises(CcdError, match="a name has letters"):
+    with pytest.raises(CcdError, match="allowed are letters, digits"):
         ccdlib.LOSSES.add("my loss")(lambda student, teacher, labels: {})
     with pytest.raises(CcdError, match="is no class made from ccdlib.Method"):
         ccdlib.METHODS.add("mine")(lambda student, teacher, batch: {})

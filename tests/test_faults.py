@@ -315,7 +315,7 @@ def test_check_and_ccd_data_open_the_files_of_an_image_folder(tmp_path, monkeypa
     check([RunConfig(data=f"imagenet:{tmp_path}", side=32, batch=4)])
     name = f"imagenet:{shutil.copytree(tmp_path, tmp_path / 'copy')}"
     broken_image(tmp_path / "copy", how)
-    with pytest.raises(CcdError, match=r"1 of 16 files are no images that can be read. The first: .*3.png"):
+    with pytest.raises(CcdError, match=r"1 of 16 files cannot be read as images. The first: .*3.png"):
         check([RunConfig(data=name, side=32, batch=4)])
     status, said = ended(capsys, "data", name)
     assert (status, "3.png" in said) == (2, True)
@@ -535,10 +535,10 @@ def test_what_a_killed_run_left_behind_is_swept_away(tmp_path):
 def test_names_of_profiles_notebooks_and_figures_are_no_paths(name, capsys):
     for arguments in (["run", "00_quickstart", "--profile", name], ["batch", "--profile", name], ["run", name or "."]):
         status, said = ended(capsys, *arguments)
-        assert (status, "is no name; allowed are letters" in said) == (2, True), (arguments, said)
-    with pytest.raises(CcdError, match="is no name"):
+        assert (status, "is not a valid name; allowed are letters" in said) == (2, True), (arguments, said)
+    with pytest.raises(CcdError, match="is not a valid name"):
         stems_of(name)
-    with pytest.raises(CcdError, match="is no name"):
+    with pytest.raises(CcdError, match="is not a valid name"):
         Analysis("00_quickstart").figure(name, None)
 
 
@@ -548,10 +548,10 @@ def test_names_of_profiles_notebooks_and_figures_are_no_paths(name, capsys):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"seeds: 3\nseeds: 4\n", "the key 'seeds' stands 2 times; write it once"),
-        (b"3: seeds\n", "the key 3 is of type int; keys must be words"),
+        (b"seeds: 3\nseeds: 4\n", "the key 'seeds' appears 2 times; write it once"),
+        (b"3: seeds\n", "the key 3 is of type int; keys must be strings"),
         (b"on: 1\n", "the key True is of type bool"),
-        (b"seeds: \xff\n", "is no UTF-8 text"),
+        (b"seeds: \xff\n", "is not UTF-8 text"),
         (b"seeds: &a [*a]\n", "found unconstructable recursive node"),
         (b"seeds: &a {b: *a}\n", "found unconstructable recursive node"),
         (b"&a [*a]", "found unconstructable recursive node"),
@@ -573,7 +573,7 @@ def test_yaml_that_is_not_what_it_seems(tmp_path, capsys, command, content, says
 
 def test_values_on_the_command_line_are_read_as_strictly(capsys):
     status, said = ended(capsys, "run", "00_quickstart", "-p", "seeds", "{a: 1, a: 2}")
-    assert (status, "the key 'a' stands 2 times" in said) == (2, True)
+    assert (status, "the key 'a' appears 2 times" in said) == (2, True)
     assert value_of("[1, 2]", "here") == [1, 2]
     assert value_of("a: {b: 1}", "here") == {"a": {"b": 1}}
     assert value_of("a: &a {b: 1, c: 2}\nd: {<<: *a, c: 3}", "here")["d"] == {"b": 1, "c": 3}  # another mapping's keys
@@ -597,7 +597,7 @@ def test_a_broken_notebook_is_called_one(tmp_path, capsys, what):
     status, said = ended(capsys, "run", str(file))
     assert (status, "is no notebook" in said) == (2, True), said
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(CcdError, match="is no UTF-8 text"):
+    with pytest.raises(CcdError, match="is not UTF-8 text"):
         cells_of(file, "it")
 
 

@@ -291,9 +291,9 @@ def test_statistics_of_another_data_set_normalise_the_images(tmp_path):
     assert fit(config).folder != fit(config.but(statistics="own")).folder
     with pytest.raises(CcdError, match="unknown statistics 'cifar'.*Allowed: own, cifar10, cifar100"):
         RunConfig(statistics="cifar")
-    with pytest.raises(CcdError, match="are of 3 channels, the images of digits have 1"):
+    with pytest.raises(CcdError, match="have 3 channels, the images of digits have 1"):
         check([RunConfig(statistics="cifar100")])
-    with pytest.raises(CcdError, match="images in files have ImageNet's"):
+    with pytest.raises(CcdError, match="images in files use ImageNet's statistics"):
         check([RunConfig(data="photos", statistics="cifar100")])
     with pytest.raises(CcdError, match="the teacher's are 'own'"):
         RunConfig(data="cifar10", statistics="cifar100", method="kd", teacher=RunConfig(data="cifar10"))
