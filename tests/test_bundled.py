@@ -144,7 +144,7 @@ def test_a_notebook_takes_a_bundled_teacher_for_each_seed():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"data": "digits"}, "resnet20-digits-s0 does not come with the package; there are resnet20-objects-s0"),
+        ({"data": "digits"}, "resnet20-digits-s0 does not come with the package; it has resnet20-objects-s0"),
         ({"teacher_model": "resnet56"}, "resnet56-objects-s0 does not come with the package"),
         ({"seeds": 6}, "resnet20-objects-s5 does not come with the package.* Give teacher = train"),
         ({"n_teacher": 100}, "n_teacher = 100 with teacher = 'bundled'"),

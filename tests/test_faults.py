@@ -134,7 +134,7 @@ def test_a_configuration_is_changed_with_all_checks_or_not_at_all(monkeypatch):
         config.but(views="cifar1000")
     with pytest.raises(CcdError, match="unknown RunConfig parameter 'viws'"):
         config.but(viws="cifar100")
-    with pytest.raises(CcdError, match=r"would check nothing; write config.but"):
+    with pytest.raises(CcdError, match=r"would not check the values; write config.but"):
         config.model_copy(update={"views": "cifar1000"})
     assert config.model_copy() == config
     monkeypatch.setattr(cohort, "train_epoch", never)
@@ -262,7 +262,7 @@ def checkpoint(tmp_path, how):
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("truncated", "is no whole safetensors file"),
+        ("truncated", "is incomplete or not a safetensors file"),
         ("foreign", "does not fit resnet8"),
         ("not finite", "1 tensors that are not finite numbers, such as head.weight"),
         ("pickled", "only named tensors are read, nothing that could run code"),
@@ -392,7 +392,7 @@ def test_huge_settings_are_refused_at_once(method, settings, says):
 
 def test_huge_numbers_of_seeds_are_refused_at_once(capsys):
     status, said = ended(capsys, "run", "00_quickstart", "-p", "seeds", "100000000")
-    assert (status, "allowed are up to 1000 paired repetitions" in said) == (2, True)
+    assert (status, "allowed are at most 1000 seeds" in said) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -634,9 +634,9 @@ def test_a_checkout_without_params_is_no_batch_with_nothing_to_do(tmp_path, monk
 
 
 def test_what_is_no_configuration_or_device():
-    with pytest.raises(CcdError, match="None is no RunConfig; give one"):
+    with pytest.raises(CcdError, match="expected a RunConfig, .*, got None"):
         fit(None)
-    with pytest.raises(CcdError, match="is no RunConfig"):
+    with pytest.raises(CcdError, match="expected a RunConfig"):
         check([{"model": "resnet8"}])
     with pytest.raises(CcdError, match="device = 'tpu': allowed are 'cpu' and 'cuda'"):
         load_data("digits", device="tpu")
