@@ -299,9 +299,9 @@ def test_arms_that_are_not_paired_and_claims_about_nothing():
     runs = [RunConfig(seed=s) for s in (0, 1, 2)]
     with pytest.raises(CcdError, match="every arm needs the same seeds.*'b': \\[0, 2\\]"):
         Experiment({"a": runs[:2], "b": [runs[0], runs[2]]}, ())
-    with pytest.raises(CcdError, match="the arms are not paired"):
+    with pytest.raises(CcdError, match="every arm needs the same seeds"):
         Experiment({"a": runs[:2], "b": runs[:2][::-1]}, ())
-    with pytest.raises(CcdError, match="the arms are not paired"):
+    with pytest.raises(CcdError, match="every arm needs the same seeds"):
         Experiment({"a": [runs[0]] * 2}, ())
     with pytest.raises(CcdError, match="without seeds"):
         Experiment({}, ())

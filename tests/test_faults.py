@@ -568,7 +568,7 @@ def test_yaml_that_is_not_what_it_seems(tmp_path, capsys, command, content, says
     arguments = ["fit"] if command == "fit" else ["run", "00_quickstart", "-f"]
     status, said = ended(capsys, *arguments, str(tmp_path / "a.yaml"))
     assert status == 2
-    assert says in said or (command == "fit" and says == "holds a list" and "describes no run" in said)
+    assert says in said or (command == "fit" and says == "holds a list" and "does not describe a run" in said)
 
 
 def test_values_on_the_command_line_are_read_as_strictly(capsys):
@@ -595,7 +595,7 @@ def test_a_broken_notebook_is_called_one(tmp_path, capsys, what):
     file = tmp_path / "broken.ipynb"
     file.write_text(json.dumps(BROKEN[what]))
     status, said = ended(capsys, "run", str(file))
-    assert (status, "is no notebook" in said) == (2, True), said
+    assert (status, "is not a notebook" in said) == (2, True), said
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(CcdError, match="is not UTF-8 text"):
         cells_of(file, "it")
@@ -630,7 +630,7 @@ def test_a_checkout_without_params_is_no_batch_with_nothing_to_do(tmp_path, monk
         monkeypatch.setattr(paths, name, path)
     status, said = ended(capsys, "batch")
     assert status == 2
-    assert "has no notebooks/ and params/; name a checkout that has them in CCD_ROOT" in said
+    assert "has no folders notebooks/ and params/; set CCD_ROOT to a checkout that has them" in said
 
 
 def test_what_is_no_configuration_or_device():
@@ -686,7 +686,7 @@ def test_a_notebook_may_have_magics(tmp_path):
     door._check_names_itself(file)
     cell["source"] = ["%time 1 + 1\n", "1 +"]
     file.write_text(json.dumps(content | {"cells": [*content["cells"], cell]}))
-    with pytest.raises(CcdError, match="a cell is no Python"):
+    with pytest.raises(CcdError, match="a cell is not valid Python"):
         door._check_names_itself(file)
 
 

@@ -266,7 +266,11 @@ def test_on_fewer_gpus_fewer_processes_train_the_same_run(device, started, monke
 def test_files_of_runs_that_are_none_are_refused(tmp_path, capsys):
     from ccdlib import cli
 
-    for text, says in {"[]": "describes no run", "a: [": "cannot be read as YAML", json.dumps({"modle": "x"}): "model"}.items():
+    for text, says in {
+        "[]": "does not describe a run",
+        "a: [": "cannot be read as YAML",
+        json.dumps({"modle": "x"}): "model",
+    }.items():
         (tmp_path / "run.yaml").write_text(text)
         with pytest.raises(SystemExit) as stop:
             cli.main(["fit", str(tmp_path / "run.yaml")])

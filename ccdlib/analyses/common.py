@@ -49,8 +49,8 @@ def _bundled(p):
         )
     if p["n_teacher"]:
         raise CcdError(
-            f"n_teacher = {p['n_teacher']} with teacher = 'bundled': bundled teachers were trained on all training images; give "
-            "n_teacher = 0, or teacher = train"
+            f"n_teacher = {p['n_teacher']} with teacher = 'bundled': bundled teachers were trained on all training images; "
+            "give n_teacher = 0, or teacher = train"
         )
     model = p["teacher_model"]
     return [

@@ -49,7 +49,7 @@ def value_of(text: str, where: object, advice: str = "write one `name: value` a 
     except CcdError as error:
         raise CcdError(f"{where}: {error}") from None
     except RecursionError:
-        raise CcdError(f"{where} is nested too deeply, or contains itself; write fewer levels") from None
+        raise CcdError(f"{where} is nested too deeply; write it with fewer levels") from None
     except ValueError as error:  # an impossible date, or a number of thousands of digits
         raise CcdError(f"{where} has a value that cannot be read ({error}); write another one, or put it in quotes") from None
     except yaml.YAMLError as error:

@@ -203,8 +203,8 @@ class Claim:
     def __post_init__(self):
         if not self.low < self.high or self.least < 2:
             raise CcdError(
-                f"claim {self.statement!r}: low = {self.low}, high = {self.high} and least = {self.least} seeds; give low < high "
-                "and at least 2 seeds"
+                f"claim {self.statement!r}: low = {self.low}, high = {self.high} and least = {self.least} seeds; give "
+                "low < high and at least 2 seeds"
             )
         if self.margin is not None:
             _positive(self.margin)
