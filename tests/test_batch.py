@@ -434,7 +434,7 @@ def test_a_summary_stays_short_whatever_has_failed():
     assert not watch.end(paths.outputs())
     failed, waiting = (sum(job.startswith("ce-") == begun for job in grid.cohorts) for begun in (True, False))
     summary = lines[lines.index(next(line for line in lines if "jobs done in" in line)) :]
-    assert f"not begun: {waiting} trainings" in summary
+    assert f"not begun: {waiting} cohorts" in summary
     assert "not begun: 00_quickstart" in summary
     assert sum(line.startswith("failed: ") for line in summary) == 10
     assert any(f"failed, too: {failed - 10} more" in line for line in summary)
@@ -498,7 +498,7 @@ def test_a_notebook_whose_data_is_not_here_is_left_out_unless_it_is_named(monkey
     grid = Grid("paper")
     assert grid.absent == {"07_imagenet": "imagenet:data/imagenet"}
     assert set(grid.stems) == set(stems) - {"07_imagenet"}
-    assert "left out   07_imagenet: imagenet:data/imagenet is not here" in batch.summary(grid)
+    assert "left out   07_imagenet: imagenet:data/imagenet is not on this machine" in batch.summary(grid)
     with pytest.raises(CcdError, match="there is no data/imagenet"):
         Grid("paper", ["07_imagenet"])
 

@@ -124,7 +124,7 @@ def test_a_bundled_teacher_that_there_is_not_or_that_is_damaged(tmp_path, monkey
     whole = (bundled.TEACHERS / f"{NAMES[0]}.safetensors").read_bytes()
     (tmp_path / f"{NAMES[0]}.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     monkeypatch.setattr(bundled, "TEACHERS", tmp_path)
-    with pytest.raises(CcdError, match="is not what its card says; install the package again"):
+    with pytest.raises(CcdError, match="is missing or damaged; install the package again"):
         bundled.teacher(f"ccdlib:{NAMES[0]}")
 
 
@@ -144,7 +144,7 @@ def test_a_notebook_takes_a_bundled_teacher_for_each_seed():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"data": "digits"}, "resnet20-digits-s0 does not come with the package; there are resnet20-objects-s0"),
+        ({"data": "digits"}, "resnet20-digits-s0 does not come with the package; it has resnet20-objects-s0"),
         ({"teacher_model": "resnet56"}, "resnet56-objects-s0 does not come with the package"),
         ({"seeds": 6}, "resnet20-objects-s5 does not come with the package.* Give teacher = train"),
         ({"n_teacher": 100}, "n_teacher = 100 with teacher = 'bundled'"),

@@ -127,7 +127,7 @@ def test_slurm_without_slurm_is_a_mistake(monkeypatch, capsys):
     monkeypatch.setenv("CCD_DEVICE", "cpu")
     status, said = ended(capsys, "batch", "00_quickstart", "--slurm")
     assert status == 2
-    assert "sbatch, which is not here" in said
+    assert "sbatch, which is not installed here" in said
 
 
 def test_a_pipe_that_is_closed_is_no_error():

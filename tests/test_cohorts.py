@@ -81,7 +81,7 @@ def test_cohorts_are_runs_that_see_the_same_batches_and_have_the_same_teacher():
     ]
     others.append(RunConfig(**JDA | {"teacher": TEACHER.but(seed=8)}, method="kd"))
     assert cohorts_of([*FIVE, *others]) == [FIVE, *([other] for other in others)]
-    with pytest.raises(CcdError, match="2 configurations are no cohort: all must have the same teacher, data, views"):
+    with pytest.raises(CcdError, match="2 configurations are not one cohort: all must have the same teacher, data, views"):
         fit_cohort([FIVE[0], others[0]])
 
 

@@ -107,9 +107,9 @@ def test_a_changed_file_is_read_again(tmp_path):
         ({"test_labels": np.array([0, 1, 2, 3, 0, 1])}, "test labels go from 0 to 3; allowed are 0 to 2"),
         ({"train_labels": np.arange(12) % 3 - 1}, "train labels go from -1 to 1; allowed are 0 to"),
         ({"train_labels": np.arange(12) % 2 * 2}, r"of 3 classes, 1 have no training image \(1\)"),
-        ({"train_labels": np.arange(12) % 3 + 10**13}, "classes for 12 training images"),
+        ({"train_labels": np.arange(12) % 3 + 10**13}, "classes are more than the 12 training images"),
         ({"train_labels": np.zeros(12, int), "test_labels": np.zeros(6, int)}, "at least two"),
-        ({"test_images": np.zeros((6, 8, 8, 3), np.uint8)}, "they must agree"),
+        ({"test_images": np.zeros((6, 8, 8, 3), np.uint8)}, "they must be equal"),
         ({"train_images": np.array([None] * 12)}, "cannot be read as an npz archive"),
     ],
 )

@@ -266,26 +266,26 @@ def test_sizes_are_known_before_the_images():
         (
             "01_joint_augmentation",
             {"data": "digits", "teacher": "train", "ops": ["color"]},
-            "'color', which changes nothing here",
+            "'color', which changes no image of this data",
         ),
         ("01_joint_augmentation", {"ops": ["cutout"]}, "ops holds 'cutout'.*allowed: autocontrast, contrast"),
         ("01_joint_augmentation", {"single_p": 1.5}, "p = 1.5"),
         ("02_augmented_teacher", {"margin": 0.0}, "needs a margin above 0"),
         ("03_proportion", {"n_train": -5}, "n_train = -5: allowed are 20 training images"),
         ("04_few_shot", {"n_train": 1001}, "n_train = 1001: allowed are 20 training images .* to 1000"),
-        ("03_proportion", {"sweep_p": [0, 0.3, 0.3]}, "take out the duplicates"),
+        ("03_proportion", {"sweep_p": [0, 0.3, 0.3]}, "remove the duplicates"),
         ("03_proportion", {"sweep_p": [0, 0.3, 1.3]}, "sweep_p holds 1.3; allowed are numbers from 0 to 1"),
         ("03_proportion", {"sweep_p": [-0.1, 0.3]}, "sweep_p holds -0.1"),
         ("03_proportion", {"sweep_p": [0.3]}, "at least two values"),
         ("03_proportion", {"sweep_r": [0, 1.5]}, "sweep_r holds 1.5; allowed are whole numbers"),
         ("03_proportion", {"sweep_r": [0, -1]}, "sweep_r holds -1"),
         ("03_proportion", {"sweep_q": [0, "half"]}, "sweep_q holds 'half'"),
-        ("03_proportion", {"sweep_q": [0, 1, 1.0]}, "take out the duplicates"),
+        ("03_proportion", {"sweep_q": [0, 1, 1.0]}, "remove the duplicates"),
         ("04_few_shot", {"fractions": [0.01, 1.0]}, "leave some of the 20 classes empty; allowed are fractions from 0.1"),
         ("04_few_shot", {"fractions": [0.5, 1.5]}, "fractions holds 1.5"),
-        ("04_few_shot", {"fractions": [0.5, 0.5]}, "take out the duplicates"),
+        ("04_few_shot", {"fractions": [0.5, 0.5]}, "remove the duplicates"),
         ("04_few_shot", {"per_class": [0, 5]}, "per_class holds 0; allowed are whole numbers from 1 to 10"),
-        ("04_few_shot", {"per_class": [5, 5]}, "take out the duplicates"),
+        ("04_few_shot", {"per_class": [5, 5]}, "remove the duplicates"),
         ("04_few_shot", {"per_class": [5, 200]}, "per_class holds 200"),
     ],
 )
@@ -297,11 +297,11 @@ def test_mistakes_are_refused_before_any_training(outputs, stem, change, message
 
 def test_arms_that_are_not_paired_and_claims_about_nothing():
     runs = [RunConfig(seed=s) for s in (0, 1, 2)]
-    with pytest.raises(CcdError, match="the arms are not paired.*'b': \\[0, 2\\]"):
+    with pytest.raises(CcdError, match="every arm needs the same seeds.*'b': \\[0, 2\\]"):
         Experiment({"a": runs[:2], "b": [runs[0], runs[2]]}, ())
-    with pytest.raises(CcdError, match="the arms are not paired"):
+    with pytest.raises(CcdError, match="every arm needs the same seeds"):
         Experiment({"a": runs[:2], "b": runs[:2][::-1]}, ())
-    with pytest.raises(CcdError, match="the arms are not paired"):
+    with pytest.raises(CcdError, match="every arm needs the same seeds"):
         Experiment({"a": [runs[0]] * 2}, ())
     with pytest.raises(CcdError, match="without seeds"):
         Experiment({}, ())

@@ -188,11 +188,11 @@ def test_names_of_the_kit_are_not_taken_and_options_are_known():
         ccdlib.LOSSES.add("crd")(lambda student, teacher, labels: {})
     with pytest.raises(CcdError, match="unknown option of a loss 'hard'.*hard_labels"):
         ccdlib.LOSSES.add("mine", hard=True)
-    with pytest.raises(CcdError, match="a name has letters"):
+    with pytest.raises(CcdError, match="allowed are letters, digits"):
         ccdlib.LOSSES.add("my loss")(lambda student, teacher, labels: {})
-    with pytest.raises(CcdError, match="is no class made from ccdlib.Method"):
+    with pytest.raises(CcdError, match="expected a subclass of ccdlib.Method, got"):
         ccdlib.METHODS.add("mine")(lambda student, teacher, batch: {})
-    with pytest.raises(CcdError, match="is no ViewRule"):
+    with pytest.raises(CcdError, match="expected a Policy or an object of a subclass of ViewRule"):
         ccdlib.VIEWS.add("mine")(3)
 
 

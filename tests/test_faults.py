@@ -134,7 +134,7 @@ def test_a_configuration_is_changed_with_all_checks_or_not_at_all(monkeypatch):
         config.but(views="cifar1000")
     with pytest.raises(CcdError, match="unknown RunConfig parameter 'viws'"):
         config.but(viws="cifar100")
-    with pytest.raises(CcdError, match=r"would check nothing; write config.but"):
+    with pytest.raises(CcdError, match=r"would not check the values; write config.but"):
         config.model_copy(update={"views": "cifar1000"})
     assert config.model_copy() == config
     monkeypatch.setattr(cohort, "train_epoch", never)
@@ -262,7 +262,7 @@ def checkpoint(tmp_path, how):
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("truncated", "is no whole safetensors file"),
+        ("truncated", "is incomplete or not a safetensors file"),
         ("foreign", "does not fit resnet8"),
         ("not finite", "1 tensors that are not finite numbers, such as head.weight"),
         ("pickled", "only named tensors are read, nothing that could run code"),
@@ -315,7 +315,7 @@ def test_check_and_ccd_data_open_the_files_of_an_image_folder(tmp_path, monkeypa
     check([RunConfig(data=f"imagenet:{tmp_path}", side=32, batch=4)])
     name = f"imagenet:{shutil.copytree(tmp_path, tmp_path / 'copy')}"
     broken_image(tmp_path / "copy", how)
-    with pytest.raises(CcdError, match=r"1 of 16 files are no images that can be read. The first: .*3.png"):
+    with pytest.raises(CcdError, match=r"1 of 16 files cannot be read as images. The first: .*3.png"):
         check([RunConfig(data=name, side=32, batch=4)])
     status, said = ended(capsys, "data", name)
     assert (status, "3.png" in said) == (2, True)
@@ -392,7 +392,7 @@ def test_huge_settings_are_refused_at_once(method, settings, says):
 
 def test_huge_numbers_of_seeds_are_refused_at_once(capsys):
     status, said = ended(capsys, "run", "00_quickstart", "-p", "seeds", "100000000")
-    assert (status, "allowed are up to 1000 paired repetitions" in said) == (2, True)
+    assert (status, "allowed are at most 1000 seeds" in said) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -535,10 +535,10 @@ def test_what_a_killed_run_left_behind_is_swept_away(tmp_path):
 def test_names_of_profiles_notebooks_and_figures_are_no_paths(name, capsys):
     for arguments in (["run", "00_quickstart", "--profile", name], ["batch", "--profile", name], ["run", name or "."]):
         status, said = ended(capsys, *arguments)
-        assert (status, "is no name; allowed are letters" in said) == (2, True), (arguments, said)
-    with pytest.raises(CcdError, match="is no name"):
+        assert (status, "is not a valid name; allowed are letters" in said) == (2, True), (arguments, said)
+    with pytest.raises(CcdError, match="is not a valid name"):
         stems_of(name)
-    with pytest.raises(CcdError, match="is no name"):
+    with pytest.raises(CcdError, match="is not a valid name"):
         Analysis("00_quickstart").figure(name, None)
 
 
@@ -548,10 +548,10 @@ def test_names_of_profiles_notebooks_and_figures_are_no_paths(name, capsys):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"seeds: 3\nseeds: 4\n", "the key 'seeds' stands 2 times; write it once"),
-        (b"3: seeds\n", "the key 3 is of type int; keys must be words"),
+        (b"seeds: 3\nseeds: 4\n", "the key 'seeds' appears 2 times; write it once"),
+        (b"3: seeds\n", "the key 3 is of type int; keys must be strings"),
         (b"on: 1\n", "the key True is of type bool"),
-        (b"seeds: \xff\n", "is no UTF-8 text"),
+        (b"seeds: \xff\n", "is not UTF-8 text"),
         (b"seeds: &a [*a]\n", "found unconstructable recursive node"),
         (b"seeds: &a {b: *a}\n", "found unconstructable recursive node"),
         (b"&a [*a]", "found unconstructable recursive node"),
@@ -568,12 +568,12 @@ def test_yaml_that_is_not_what_it_seems(tmp_path, capsys, command, content, says
     arguments = ["fit"] if command == "fit" else ["run", "00_quickstart", "-f"]
     status, said = ended(capsys, *arguments, str(tmp_path / "a.yaml"))
     assert status == 2
-    assert says in said or (command == "fit" and says == "holds a list" and "describes no run" in said)
+    assert says in said or (command == "fit" and says == "holds a list" and "does not describe a run" in said)
 
 
 def test_values_on_the_command_line_are_read_as_strictly(capsys):
     status, said = ended(capsys, "run", "00_quickstart", "-p", "seeds", "{a: 1, a: 2}")
-    assert (status, "the key 'a' stands 2 times" in said) == (2, True)
+    assert (status, "the key 'a' appears 2 times" in said) == (2, True)
     assert value_of("[1, 2]", "here") == [1, 2]
     assert value_of("a: {b: 1}", "here") == {"a": {"b": 1}}
     assert value_of("a: &a {b: 1, c: 2}\nd: {<<: *a, c: 3}", "here")["d"] == {"b": 1, "c": 3}  # another mapping's keys
@@ -595,9 +595,9 @@ def test_a_broken_notebook_is_called_one(tmp_path, capsys, what):
     file = tmp_path / "broken.ipynb"
     file.write_text(json.dumps(BROKEN[what]))
     status, said = ended(capsys, "run", str(file))
-    assert (status, "is no notebook" in said) == (2, True), said
+    assert (status, "is not a notebook" in said) == (2, True), said
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(CcdError, match="is no UTF-8 text"):
+    with pytest.raises(CcdError, match="is not UTF-8 text"):
         cells_of(file, "it")
 
 
@@ -630,13 +630,13 @@ def test_a_checkout_without_params_is_no_batch_with_nothing_to_do(tmp_path, monk
         monkeypatch.setattr(paths, name, path)
     status, said = ended(capsys, "batch")
     assert status == 2
-    assert "has no notebooks/ and params/; name a checkout that has them in CCD_ROOT" in said
+    assert "has no folders notebooks/ and params/; set CCD_ROOT to a checkout that has them" in said
 
 
 def test_what_is_no_configuration_or_device():
-    with pytest.raises(CcdError, match="None is no RunConfig; give one"):
+    with pytest.raises(CcdError, match="expected a RunConfig, .*, got None"):
         fit(None)
-    with pytest.raises(CcdError, match="is no RunConfig"):
+    with pytest.raises(CcdError, match="expected a RunConfig"):
         check([{"model": "resnet8"}])
     with pytest.raises(CcdError, match="device = 'tpu': allowed are 'cpu' and 'cuda'"):
         load_data("digits", device="tpu")
@@ -686,7 +686,7 @@ def test_a_notebook_may_have_magics(tmp_path):
     door._check_names_itself(file)
     cell["source"] = ["%time 1 + 1\n", "1 +"]
     file.write_text(json.dumps(content | {"cells": [*content["cells"], cell]}))
-    with pytest.raises(CcdError, match="a cell is no Python"):
+    with pytest.raises(CcdError, match="a cell is not valid Python"):
         door._check_names_itself(file)
 
 

@@ -204,7 +204,7 @@ def test_a_broken_image_is_named_whoever_finds_it(folder, workers):
     (folder / "train" / "ant" / "2.png").write_bytes(b"no image")
     data = replace(load_data(f"imagenet:{folder}", side=16), workers=workers)
     config = RunConfig(data=data.name, side=16, batch=4, model="resnet8")
-    with pytest.raises(CcdError, match="2.png cannot be read as an image.*repair it or take it out") as error:
+    with pytest.raises(CcdError, match="2.png cannot be read as an image.*repair or remove it") as error:
         list(epoch_views(config, data, 0).batches())
     assert "Traceback" not in str(error.value)
 

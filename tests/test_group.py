@@ -161,7 +161,7 @@ def test_passes_and_parts_hold_every_image_once_and_weigh_by_their_inputs(monkey
     [
         ({"method": "sp", "accumulate": 2}, "compares the images of a batch with each other, or trains heads"),
         ({"method": "crd", "processes": 2}, "Allowed methods: ce, kd, ccd"),
-        ({"settings": {"weight": "shuffled"}, "processes": 2}, "a weight that is each image's own"),
+        ({"settings": {"weight": "shuffled"}, "processes": 2}, "a weight that is computed for each image alone"),
         ({"batch": 15, "accumulate": 2, "processes": 2}, "allowed are batches from 16 images"),
         ({"method": "kd", "views": "cutmixpick", "accumulate": 2}, "choose among all images of a step"),
         ({"processes": 0}, "processes = 0"),
@@ -177,7 +177,7 @@ def test_what_cannot_be_seen_in_parts_is_refused(changes, says):
 
 def test_parts_without_images_are_refused_before_training():
     config = RunConfig(**dict(CCD) | {"n_train": 10, "accumulate": 4, "processes": 2})
-    with pytest.raises(CcdError, match="10 training images in steps of at most 45, each in 8 parts"):
+    with pytest.raises(CcdError, match="10 training images .batch 45. has fewer than two images for each of its 8 parts"):
         checks.check([config])
 
 
@@ -260,13 +260,17 @@ def test_on_fewer_gpus_fewer_processes_train_the_same_run(device, started, monke
         group.launch([CCD.but(processes=8, device=device)], "none")
     (command,) = begun.value.args
     assert command[command.index("--nproc-per-node") + 1] == started
-    assert ("8 processes were asked for, and 3 GPUs are here" in capsys.readouterr().err) == (started == "3")
+    assert ("8 processes were asked for, but this machine has 3 GPUs" in capsys.readouterr().err) == (started == "3")
 
 
 def test_files_of_runs_that_are_none_are_refused(tmp_path, capsys):
     from ccdlib import cli
 
-    for text, says in {"[]": "describes no run", "a: [": "cannot be read as YAML", json.dumps({"modle": "x"}): "model"}.items():
+    for text, says in {
+        "[]": "does not describe a run",
+        "a: [": "cannot be read as YAML",
+        json.dumps({"modle": "x"}): "model",
+    }.items():
         (tmp_path / "run.yaml").write_text(text)
         with pytest.raises(SystemExit) as stop:
             cli.main(["fit", str(tmp_path / "run.yaml")])

@@ -134,7 +134,7 @@ def test_every_notebook_is_complete(path):
 def test_a_parameters_cell_that_papermill_could_not_fill(small):
     text = small.read_text()
     for line, message in {
-        "count: int = 1 + 1": "with nothing computed",
+        "count: int = 1 + 1": "with a literal value",
         "count = 2": r"must read `name: type = value`",
         "count: int = 'two'": "must be of type int, not str",
         "count: dict = 2": "type 'dict'; allowed are int, float, str, bool, list",
@@ -143,10 +143,10 @@ def test_a_parameters_cell_that_papermill_could_not_fill(small):
         with pytest.raises(CcdError, match=message):
             parameters_of(small)
     small.write_text(text.replace("count: int = 2", "count: int ="))
-    with pytest.raises(CcdError, match="the parameters cell is no Python"):
+    with pytest.raises(CcdError, match="the parameters cell is not valid Python"):
         parameters_of(small)
     small.write_text(text[:-30])
-    with pytest.raises(CcdError, match="is no notebook"):
+    with pytest.raises(CcdError, match="is not a notebook"):
         parameters_of(small)
     small.write_text(text.replace('"parameters"', '"something"'))
     with pytest.raises(CcdError, match="has 0 cells tagged `parameters`"):
@@ -248,7 +248,7 @@ def test_a_kernel_that_dies_leaves_the_executed_copy(small, outputs, capsys):
         (["run", "99_small", "-p", "count", "2.5"], "it must be of type int, not float"),
         (["run", "99_small", "-p", "count", "true"], "it must be of type int, not bool"),
         (["run", "99_small", "-p", "rate", "fast"], "it must be of type float, not str"),
-        (["run", "99_small", "-p", "profile", "lite"], "the profile is chosen by --profile"),
+        (["run", "99_small", "-p", "profile", "lite"], "choose the profile by --profile"),
         (["run", "00_real", "-p", "data", "npz:nothing.npz"], "there is no nothing.npz"),
         (["run", "00_real", "-p", "data", "mnist"], "unknown dataset 'mnist'"),
         (["run", "99_small", "-p", "count", "[1"], "cannot be read as YAML"),
@@ -303,7 +303,7 @@ def test_tables_need_their_baselines_and_paired_arms(small):
     for baseline in ("c", {"b": "c"}, {"c": "a"}):
         with pytest.raises(CcdError, match="unknown baseline arm 'c'"):
             analysis.table(results, baseline)
-    with pytest.raises(CcdError, match="the arms are not paired"):
+    with pytest.raises(CcdError, match="every arm needs the same seeds"):
         analysis.table({"a": results["a"], "b": results["b"][::-1]}, baseline="a")
 
 

@@ -291,9 +291,9 @@ def test_statistics_of_another_data_set_normalise_the_images(tmp_path):
     assert fit(config).folder != fit(config.but(statistics="own")).folder
     with pytest.raises(CcdError, match="unknown statistics 'cifar'.*Allowed: own, cifar10, cifar100"):
         RunConfig(statistics="cifar")
-    with pytest.raises(CcdError, match="are of 3 channels, the images of digits have 1"):
+    with pytest.raises(CcdError, match="have 3 channels, the images of digits have 1"):
         check([RunConfig(statistics="cifar100")])
-    with pytest.raises(CcdError, match="images in files have ImageNet's"):
+    with pytest.raises(CcdError, match="images in files use ImageNet's statistics"):
         check([RunConfig(data="photos", statistics="cifar100")])
     with pytest.raises(CcdError, match="the teacher's are 'own'"):
         RunConfig(data="cifar10", statistics="cifar100", method="kd", teacher=RunConfig(data="cifar10"))
@@ -559,7 +559,7 @@ def test_a_teacher_from_a_checkpoint_file(tmp_path, trained):
     ("model", "change", "message"),
     [
         ("resnet20", None, "holds a resnet8, not the resnet20"),
-        ("resnet8", "torn", "is no whole safetensors file"),
+        ("resnet8", "torn", "is incomplete or not a safetensors file"),
         ("resnet8", "gone", "there is no teacher checkpoint"),
         ("resnet8", "classes", r"does not fit resnet8: .*head"),
     ],
@@ -638,7 +638,7 @@ def test_cuda_trains():
         ({"views": "cifar10", "ops": ("cutout",)}, "unknown op of policy 'cifar10' 'cutout'"),
         ({"method": "kd"}, "method 'kd' needs a teacher"),
         ({"teacher": TEACHER}, "method 'ce' uses no teacher"),
-        ({"method": "ccd", "teacher": TEACHER}, "weighs two views an image; views 'none', twins 1 and share 1 give 1"),
+        ({"method": "ccd", "teacher": TEACHER}, "needs two views of each image; views 'none', twins 1 and share 1 give 1"),
         ({"method": "kd", "teacher": TEACHER, "settings": {"weight": "none"}}, "unknown setting of method 'kd' 'weight'"),
         (
             {"method": "kd", "teacher": TEACHER, "settings": {"temperature": 0}},
@@ -649,10 +649,10 @@ def test_cuda_trains():
             "unknown weight of method 'ccd' 'cosin'. Did you mean 'cosine'",
         ),
         ({"views": "mixup", "p": 0.5}, "p = 0.5 with views 'mixup': only a policy has that"),
-        ({"views": "cutmixpick"}, "least certain of; method 'ce' has no teacher"),
+        ({"views": "cutmixpick"}, "least certain, and method 'ce' has no teacher"),
         ({"method": "dkd", "views": "cutmix", "teacher": TEACHER}, "mix the labels.*'dkd' needs one hard label.*randaugment"),
         ({"method": "crd", "views": "mixup", "teacher": TEACHER}, "mix the labels.*'crd' needs one hard label"),
-        ({"method": "ccd", "views": "cutmixpick", "teacher": TEACHER}, "give 2 that are no pairs"),
+        ({"method": "ccd", "views": "cutmixpick", "teacher": TEACHER}, "give 2 that are not an original and its twin"),
         (
             {"method": "hsakd", "views": "rotation", "teacher": teacher_of_method("hsakd", TEACHER)},
             "turns every view by 0, 90, 180 and 270 degrees itself.* Allowed views: raw, none",

@@ -44,13 +44,13 @@ def _bundled(p):
     known = cards()
     if missing := [name for name in names if name not in known]:
         raise CcdError(
-            f"teacher = 'bundled': {missing[0]} does not come with the package; there are {', '.join(known)}. Give "
-            "teacher = train, or data, teacher_model and seeds for which there are some"
+            f"teacher = 'bundled': {missing[0]} does not come with the package; it has {', '.join(known)}. Give "
+            "teacher = train, or data, teacher_model and seeds for which it has teachers"
         )
     if p["n_teacher"]:
         raise CcdError(
-            f"n_teacher = {p['n_teacher']} with teacher = 'bundled': bundled teachers have seen all training images; give "
-            "n_teacher = 0, or teacher = train"
+            f"n_teacher = {p['n_teacher']} with teacher = 'bundled': bundled teachers were trained on all training images; "
+            "give n_teacher = 0, or teacher = train"
         )
     model = p["teacher_model"]
     return [
@@ -111,7 +111,7 @@ def sweep_of(p: Parameters, name: str, kind: type | tuple[type, ...], low: float
         if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
             raise CcdError(f"{name} holds {value!r}; allowed are {'whole ' * (kind is int)}numbers from {low:g} to {high:g}")
     if len(set(values)) < max(2, len(values)):
-        raise CcdError(f"{name} = {values}: a sweep needs at least two values, each once; take out the duplicates")
+        raise CcdError(f"{name} = {values}: a sweep needs at least two values, each once; remove the duplicates")
     return sorted(values)
 
 

@@ -44,10 +44,10 @@ class Experiment:
         if len(first) == 1:
             raise CcdError(
                 "seeds = 1: the claims rest on intervals over paired seeds, which one seed does not give; give 2 or more "
-                "(verdicts ask for more still)"
+                "(a verdict needs more)"
             )
         if any(given != first for given in seeds.values()) or len(set(first)) < len(first):
-            raise CcdError(f"the arms are not paired: {seeds}; give every arm the same seeds, each once, in the same order")
+            raise CcdError(f"every arm needs the same seeds, each once and in the same order; the arms have {seeds}")
         for claim in self.claims:
             claim.needs(self.arms)
 
@@ -156,7 +156,7 @@ class Experiment:
 def experiment(stem: str, parameters: Parameters) -> Experiment:
     """The Experiment of the notebook `stem` ("00_quickstart") with its `parameters`. Errors: CcdError for wrong ones."""
     if parameters.get("seeds", 1) > MOST_SEEDS:
-        raise CcdError(f"seeds = {parameters['seeds']}: allowed are up to {MOST_SEEDS} paired repetitions")
+        raise CcdError(f"seeds = {parameters['seeds']}: allowed are at most {MOST_SEEDS} seeds")
     if "policy" in parameters:
         policy_named(parameters["policy"])  # a wrong name gets its error here: RunConfig would call the parameter `views`
     return EXPERIMENTS[stem](parameters)

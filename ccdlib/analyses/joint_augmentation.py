@@ -40,7 +40,8 @@ def effective_ops(p: Parameters) -> list[str]:
     for op in p["ops"]:
         if op not in known:
             raise CcdError(
-                f"ops holds {op!r}, which changes nothing here or is no op of {p['policy']}; allowed: {', '.join(known)}"
+                f"ops holds {op!r}, which changes no image of this data or is not an op of {p['policy']}; "
+                f"allowed: {', '.join(known)}"
             )
     if len(set(p["ops"])) < len(p["ops"]):
         raise CcdError(f"ops = {p['ops']}: name each op once")

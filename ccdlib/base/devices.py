@@ -42,7 +42,7 @@ def jobs() -> int:
     if given is None:
         return 1 if best_device().type == "cuda" else cores()
     if not given.isdecimal() or int(given) < 1:
-        raise CcdError(f"CCD_JOBS = {given!r}: allowed are whole numbers from 1, the runs that are trained at once")
+        raise CcdError(f"CCD_JOBS = {given!r}: allowed are whole numbers from 1 (how many runs are trained at once)")
     return int(given)
 
 

@@ -29,7 +29,7 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         raise CcdError(
-            f"{path} could not be written ({error.strerror}). Free some space, or name another folder in CCD_OUTPUTS; what "
+            f"{path} could not be written ({error.strerror}). Free some space, or set CCD_OUTPUTS to another folder; what "
             "was computed before is kept, and the same command goes on from there"
         ) from error
 

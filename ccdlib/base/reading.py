@@ -14,7 +14,7 @@ def text_of(file: str | Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise CcdError(f"{path} is no UTF-8 text (byte {error.start} is none); save it as UTF-8") from error
+        raise CcdError(f"{path} is not UTF-8 text (byte {error.start} is invalid); save it as UTF-8") from error
     except OSError as error:
         raise CcdError(f"{path} cannot be read ({error.strerror}); give an existing file that you may read") from error
 
@@ -27,9 +27,9 @@ class _Strict(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
         for key in keys:
             if not isinstance(key, str):
-                raise CcdError(f"the key {key!r} is of type {type(key).__name__}; keys must be words, so put it in quotes")
+                raise CcdError(f"the key {key!r} is of type {type(key).__name__}; keys must be strings, so put it in quotes")
             if keys.count(key) > 1:
-                raise CcdError(f"the key {key!r} stands {keys.count(key)} times; write it once")
+                raise CcdError(f"the key {key!r} appears {keys.count(key)} times; write it once")
         return super().construct_mapping(node, deep)
 
 
@@ -49,7 +49,7 @@ def value_of(text: str, where: object, advice: str = "write one `name: value` a 
     except CcdError as error:
         raise CcdError(f"{where}: {error}") from None
     except RecursionError:
-        raise CcdError(f"{where} is nested too deeply; write it out") from None
+        raise CcdError(f"{where} is nested too deeply; write it with fewer levels") from None
     except ValueError as error:  # an impossible date, or a number of thousands of digits
         raise CcdError(f"{where} has a value that cannot be read ({error}); write another one, or put it in quotes") from None
     except yaml.YAMLError as error:
@@ -59,4 +59,4 @@ def value_of(text: str, where: object, advice: str = "write one `name: value` a 
 def check_name(name: str, what: str) -> None:
     """Raise CcdError unless `name` can name a file or folder and is no path; what: the thing it names, for the message."""
     if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise CcdError(f"{what} {name!r} is no name; allowed are letters, digits, `_`, `.`, `+` and `-`, no path")
+        raise CcdError(f"{what} {name!r} is not a valid name; allowed are letters, digits, `_`, `.`, `+` and `-`, but no path")

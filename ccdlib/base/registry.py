@@ -50,8 +50,8 @@ class Added(NamedTuple):
             return self.sent or sources.digest((self.thing, self.options))
         except TypeError as error:
             raise CcdError(
-                f"{self.kind} {self.name!r} cannot be told from a changed one: {error}. Use numbers, text, tensors and "
-                "functions there, or make the thing inside of the function"
+                f"later changes of the {self.kind} {self.name!r} could not be noticed: {error}. Refer to numbers, text, "
+                "tensors and functions only, or create the object inside the function"
             ) from None
 
 
@@ -128,7 +128,7 @@ class Registry(dict):
         added = None
         if _sealed:
             if not (isinstance(name, str) and re.fullmatch(r"\w[\w.+-]*", name)):
-                raise CcdError(f"{self.kind} {name!r}: a name has letters, digits, `_`, `.`, `+` and `-`, and no path")
+                raise CcdError(f"{self.kind} {name!r}: allowed are letters, digits, `_`, `.`, `+` and `-`, but no path")
             caller = _caller()
             sources.remember(caller.f_code.co_filename)
             added = Added(self.kind, name, thing, options, _file_of(caller))
@@ -154,7 +154,7 @@ class Registry(dict):
     def remove(self, name: str) -> None:
         """Remove a row that a reader added. Errors: CcdError for any other name."""
         if name not in self.added:
-            raise unknown(f"{self.kind} from outside of the kit", name, self.added or ["(there is none)"])
+            raise unknown(f"{self.kind} of your own", name, self.added or ["(there is none)"])
         for registry in (self, *(follower for follower, _ in self._followers)):
             del registry[name], registry.added[name], registry.options[name]
 

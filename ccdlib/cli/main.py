@@ -33,7 +33,7 @@ from ccdlib.training.work import model_size
 )
 @click.option("--debug", is_flag=True, envvar="CCD_DEBUG", help="Show the traceback of an error.")
 @click.option(
-    "--use", "modules", multiple=True, metavar="FILE.py", help="Load your own losses, methods, views ... from a module."
+    "--use", "modules", multiple=True, metavar="FILE.py", help="Load your own losses, methods, views and so on from a module."
 )
 @click.version_option(package_name="ccdlib")
 def cli(debug, modules):
@@ -60,19 +60,19 @@ NOTEBOOK = {"shell_complete": _names_in("NOTEBOOKS", "*.ipynb")}
 PROFILE = {
     "default": "smoke",
     "show_default": True,
-    "help": "smoke, or a folder of params/ (lite, paper).",
+    "help": "smoke, or the name of a folder in params/, such as lite.",
     "shell_complete": _names_in("PARAMS", "*"),
 }
 
 
-TIMED = "Expect from a few training steps of each kind, timed now, which takes a minute."
+TIMED = "Estimate the times from a few training steps of each kind, which takes a minute."
 
 
 def asks_for_parameters(command: Callable) -> Callable:
     """The argument and options that name a notebook and its parameters."""
     for option in (
-        click.option("-p", "given", multiple=True, nargs=2, metavar="NAME VALUE", help="One parameter."),
-        click.option("-f", "files", multiple=True, type=click.Path(), metavar="FILE.yaml", help="Parameters from a file."),
+        click.option("-p", "given", multiple=True, nargs=2, metavar="NAME VALUE", help="Set one parameter."),
+        click.option("-f", "files", multiple=True, type=click.Path(), metavar="FILE.yaml", help="Set parameters from a file."),
         click.option("--profile", **PROFILE),
         click.argument("notebook", **NOTEBOOK),
     ):
@@ -82,14 +82,14 @@ def asks_for_parameters(command: Callable) -> Callable:
 
 @cli.command(
     epilog="Example: ccd run 00_quickstart --profile lite -p seeds 3",
-    short_help="Execute a notebook headlessly with checked parameters.",
+    short_help="Execute a notebook with your parameters and print its results.",
 )
 @asks_for_parameters
 @click.option("--repair", is_flag=True, help="Train damaged runs again (their folders are kept under another name).")
 def run(notebook, profile, files, given, repair):
     """Execute NOTEBOOK (a stem such as 00_quickstart, or a path) and print its result table.
 
-    Unknown parameters and wrong types are refused before anything runs. Finished training is found again. Exit status: 0,
+    Unknown parameters and wrong types are refused before anything runs. Finished runs are reused. Exit status: 0,
     1 when the notebook failed (its executed copy is kept as .failed.ipynb), 2 for a mistake in what was asked for.
     """
     if repair:
@@ -98,41 +98,45 @@ def run(notebook, profile, files, given, repair):
 
 
 @cli.command(
-    epilog="Example: ccd plan 03_proportion --profile lite", short_help="What a notebook would train, and how long it takes."
+    epilog="Example: ccd plan 03_proportion --profile lite", short_help="Plan of a notebook: the missing runs and their time."
 )
 @asks_for_parameters
 @click.option("--timed", is_flag=True, help=TIMED)
 def plan(notebook, profile, files, given, timed):
-    """List the training runs of NOTEBOOK: which are done, which are missing, and how many seconds are expected.
+    """Print the plan of NOTEBOOK: which runs are done, which are missing, and how many seconds they are expected to take.
 
-    The expectation comes from the stored runs of each kind, else from multiply-adds. Nothing is trained or written.
+    The estimate comes from stored runs of the same kind, or else from multiply-adds. Nothing is trained or written.
     """
     click.echo(planning.plan(notebook, profile, files, given, timed))
 
 
 @cli.command(
-    epilog="Example: ccd batch 01_joint_augmentation 06_ccd --profile lite --cores 8   (and -n: only say what is missing)",
-    short_help="Everything that notebooks of a profile need, by Snakemake: training, notebooks, verdict page.",
+    epilog="Example: ccd batch 01_joint_augmentation 06_ccd --profile lite --cores 8   (with -n: only print the plan)",
+    short_help="Train and execute all that notebooks of a profile lack.",
 )
 @click.option("--profile", **PROFILE)
 @click.option("--cores", type=click.IntRange(1), help="CPU cores to use; with --slurm, for each GPU.  [default: all; 8]")
 @click.option("--gpus", type=click.IntRange(0), help="GPUs to use; 0: train on the CPU.  [default: all]")
-@click.option("--jobs", type=click.IntRange(1), help="Without GPUs: jobs at once, sharing the cores.  [default: one a core]")
-@click.option("--slurm", is_flag=True, help="Submit the jobs, a GPU's unless CCD_DEVICE=cpu, to Slurm by profiles/slurm.")
-@click.option("-n", "--dry-run", is_flag=True, help="Say what is missing and how long it takes; train nothing.")
+@click.option(
+    "--jobs", type=click.IntRange(1), help="Without GPUs: how many jobs share the cores at once.  [default: one per core]"
+)
+@click.option("--slurm", is_flag=True, help="Submit the jobs to Slurm by profiles/slurm; they use GPUs unless CCD_DEVICE=cpu.")
+@click.option("-n", "--dry-run", is_flag=True, help="Print the plan: what is missing and how long it takes. Train nothing.")
 @click.option("--timed", is_flag=True, help=TIMED)
 @click.argument("notebooks", nargs=-1, **NOTEBOOK)
 def batch(notebooks, profile, cores, gpus, jobs, slurm, dry_run, timed):
-    """Train and run what the NOTEBOOKS (all, when none is named) of a profile lack; what is finished is found.
+    """Train and execute what the NOTEBOOKS of a profile (all, if none is named) lack; what is finished is reused.
 
-    One job a GPU at a time, or one a core where there is no GPU: a cohort of runs, a notebook, the verdict page. Whatever is
-    killed or fails, the same command goes on from there. Exit status: 0 when all is done, 1 when something is not, 2 for a
-    mistake in what was asked for.
+    The engine, Snakemake, runs one job per GPU at a time, or one per core if there is no GPU. A job is a cohort of runs, a
+    notebook, or the verdict page. If jobs fail or are killed, the same command goes on from there. Exit status: 0 when all is
+    done, 1 when something is not, 2 for a mistake in what was asked for.
     """
     if find_spec("snakemake") is None:
         raise CcdError("a batch needs Snakemake, which is not installed; run: pip install 'ccdlib[batch]' (or make reproduce)")
     if slurm and not dry_run and which("sbatch") is None:
-        raise CcdError("--slurm submits jobs with sbatch, which is not here; run it where your cluster's jobs are submitted")
+        raise CcdError(
+            "--slurm submits jobs with sbatch, which is not installed here; run it where your cluster's jobs are submitted"
+        )
     if slurm:
         os.environ.setdefault("CCD_DEVICE", "cuda")  # what "auto" means on the nodes, also where the engine runs
     elif gpus == 0:
@@ -154,16 +158,16 @@ def batch(notebooks, profile, cores, gpus, jobs, slurm, dry_run, timed):
     "student.yaml",
     short_help="Train the runs that a file describes.",
 )
-@click.option("--processes", type=click.IntRange(1), help="Processes of this machine that train a run together.")
-@click.option("--show", default="auto", show_default=True, help="epochs, run, bar, none or auto.")
+@click.option("--processes", type=click.IntRange(1), help="How many processes of this machine train a run together.")
+@click.option("--show", default="auto", show_default=True, help="What to print: epochs, run, bar, none or auto.")
 @click.option("--repair", is_flag=True, help="Train damaged runs again (their folders are kept under another name).")
 @click.argument("file", type=click.Path())
 def fit(file, processes, show, repair):
-    """Train what FILE describes, or find it trained: a RunConfig as YAML or JSON (its teacher within it), or a list of them.
+    """Train the runs that FILE describes: a RunConfig as YAML or JSON (its teacher within it), or a list of them.
 
-    With several processes, a GPU each, every one sees its part of each step's images; started by torchrun, this process is one
-    of a group, on one machine or many that share the outputs folder. Exit status: 0, 1 when the training failed, 2 for a
-    mistake in the file.
+    Finished runs are reused. With several processes, each on its own GPU, every process trains on its part of the images of
+    each step. Under torchrun, this process is one of a group, on one or more machines that share the outputs folder. Exit
+    status: 0, 1 when the training failed, 2 for a mistake in the file.
     """
     if group.given_up():
         return
@@ -184,7 +188,9 @@ def _read_configs(file, processes):
     asked = value_of(text_of(file), file)
     asked = asked if isinstance(asked, list) else [asked]
     if not asked or not all(isinstance(one, dict) for one in asked):
-        raise CcdError(f"{file} describes no run; write the fields of a RunConfig, `name: value` a line, or a list of such")
+        raise CcdError(
+            f"{file} does not describe a run; write the fields of a RunConfig, one `name: value` a line, or a list of these"
+        )
     return [RunConfig(**one | ({"processes": processes} if processes else {})) for one in asked]
 
 
@@ -211,8 +217,14 @@ def methods():
 
 
 @cli.command(short_help="All backbones, with their sizes.", epilog="Example: ccd models --classes 10")
-@click.option("--classes", type=click.IntRange(2, 1_000_000), default=100, show_default=True, help="Width of the logits.")
-@click.option("--side", type=click.IntRange(32, 4096), default=32, show_default=True, help="Pixels of an image.")
+@click.option(
+    "--classes",
+    type=click.IntRange(2, 1_000_000),
+    default=100,
+    show_default=True,
+    help="Number of classes, the width of the logits.",
+)
+@click.option("--side", type=click.IntRange(32, 4096), default=32, show_default=True, help="Side of the images in pixels.")
 def models(classes, side):
     """List the backbones: parameters, and multiply-adds of one image."""
     for name in MODELS:
@@ -224,30 +236,32 @@ def models(classes, side):
 @click.argument("teacher", required=False)
 @click.argument("student", required=False)
 def published(teacher, student):
-    """List what others report, for the pair TEACHER STUDENT or all pairs: source, recipe, and over how many runs.
+    """List published accuracies of the pair TEACHER STUDENT, or of all pairs, with source, recipe and number of runs.
 
-    The numbers of HSAKD's table stand beside runs of their recipe in the notebooks; these have recipes that the kit lacks.
+    They come from recipes that the kit lacks. HSAKD's numbers are not here: the notebooks show them beside runs of its recipe.
     """
     for name in filter(None, (teacher, student)):
         MODELS[name]
     found = [row for row in REPORTED if teacher in (None, row.teacher) and student in (None, row.student)]
     for row in found:
         original = f" (of {row.original:g})" if row.original else ""
-        runs = f"mean of {row.runs} runs" if row.runs else "number of runs not said"
+        runs = f"mean of {row.runs} runs" if row.runs else "number of runs not stated"
         pair = f"{row.data}, {row.teacher} to {row.student}"
         click.echo(f"{pair}: {row.method} {row.reached:g}{original}; {row.source}; {row.recipe}; {runs}")
     if not found:
-        click.echo("no published numbers for these networks are known here")
+        click.echo("the kit has no published numbers for these networks")
 
 
 @cli.command(
     short_help="All data sets, or what is in one.",
     epilog="Examples: ccd data   ccd data digits   ccd data imagenet:/data/imagenet",
 )
-@click.option("--side", type=click.IntRange(8, 4096), default=32, show_default=True, help="Pixels, for data that is resized.")
+@click.option(
+    "--side", type=click.IntRange(8, 4096), default=32, show_default=True, help="Side in pixels of images that are resized."
+)
 @click.argument("name", required=False)
 def data(name, side):
-    """List the data sets; or load NAME, which finds what is wrong with it, and say what is in it."""
+    """List the data sets; or load and check the data set NAME, and print what is in it."""
     if name is None:
         for row, source in DATASETS.items():
             sizes = source.sizes
@@ -264,12 +278,12 @@ def data(name, side):
 
 
 @cli.command(short_help="Remove what was computed and is not published.", epilog="Example: ccd clean --runs")
-@click.option("--runs", is_flag=True, help="Trained runs as well, except those that published results name.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--runs", is_flag=True, help="Remove trained runs as well, except those that published results name.")
+@click.option("-y", "--yes", is_flag=True, help="Remove without asking.")
 def clean(runs, yes):
-    """Remove executed notebooks of smoke and of own parameters, failed copies, damaged runs and the engine's records.
+    """Remove executed notebooks of smoke and of your own parameters, failed copies, damaged runs and the engine's records.
 
-    Says what would go and asks first. Published results (the profiles in params/) and the runs that they name stay.
+    It lists what would be removed and asks first. Published results (the profiles in params/) and the runs that they name stay.
     """
     found = cleaning.removable(runs)
     for path, size in found:
@@ -282,7 +296,7 @@ def clean(runs, yes):
         click.echo("nothing was removed")
 
 
-@cli.command(short_help="Print what switches tab completion on.", epilog='Example: eval "$(ccd completion bash)"')
+@cli.command(short_help="Print the code that switches tab completion on.", epilog='Example: eval "$(ccd completion bash)"')
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell):
     """Print the code that makes SHELL complete the commands, options, notebooks and profiles of `ccd`."""
@@ -343,7 +357,7 @@ def _say_and_exit(error):
         click.echo(f"ccd: {error}", err=True)
         sys.exit(1 if isinstance(error, door.NotebookFailed | Diverged) else 2)
     if isinstance(error, OSError) and error.filename:
-        click.echo(f"ccd: {error.filename}: {error.strerror}. Mend it, or name another file or folder", err=True)
+        click.echo(f"ccd: {error.filename}: {error.strerror}. Correct this, or name another file or folder", err=True)
         sys.exit(2)
     click.echo(f"ccd: {type(error).__name__}: {error}\nThis should not happen. `ccd --debug ...` shows where it did.", err=True)
     sys.exit(1)

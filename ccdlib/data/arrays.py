@@ -124,10 +124,13 @@ def checked(arrays: dict[str, np.ndarray], names: Sequence[str] | None, where: s
     for split in SPLITS:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         if len(images) != len(labels) or not len(images):
-            raise CcdError(f"{where}: {len(images)} {split} images and {len(labels)} labels; needed is as many, above 0")
+            raise CcdError(
+                f"{where}: {len(images)} {split} images and {len(labels)} labels; there must be at least one image, and one "
+                "label for each image"
+            )
     if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
         shapes = [arrays[f"{split}_images"].shape[1:] for split in SPLITS]
-        raise CcdError(f"{where}: train images (C, H, W) are {shapes[0]}, test images {shapes[1]}; they must agree")
+        raise CcdError(f"{where}: train images (C, H, W) are {shapes[0]}, test images {shapes[1]}; they must be equal")
     if min(arrays["train_images"].shape[2:]) < LEAST_SIDE:
         size = " x ".join(map(str, arrays["train_images"].shape[2:]))
         raise CcdError(f"{where}: images are {size} pixels; allowed are {LEAST_SIDE} x {LEAST_SIDE} and larger")
@@ -139,7 +142,7 @@ def checked(arrays: dict[str, np.ndarray], names: Sequence[str] | None, where: s
             raise CcdError(f"{where}: {split} labels go from {low} to {high}; allowed are 0 to {classes - 1}")
     if classes > len(train):
         raise CcdError(
-            f"{where}: {classes} classes for {len(train)} training images; number the classes 0, 1, 2 ... without gaps"
+            f"{where}: {classes} classes are more than the {len(train)} training images; number them 0, 1, 2 ... without gaps"
         )
     empty = np.flatnonzero(np.bincount(train, minlength=classes) == 0)
     if len(empty) or classes < 2:
@@ -165,7 +168,7 @@ def cifar(name: str) -> Callable[[Path | None, int | None], Named]:
         except (OSError, RuntimeError) as error:
             raise CcdError(
                 f"{name} is not in {root} and could not be downloaded ({error}). Connect to the network once, put "
-                "torchvision's archive there (or name its folder in CCD_DATA), or use data 'digits' or 'npz:PATH'"
+                "torchvision's archive there (or set CCD_DATA to its folder), or use data 'digits' or 'npz:PATH'"
             ) from error
         arrays = {}
         for split, part in zip(SPLITS, parts, strict=True):

@@ -67,7 +67,7 @@ class Images(Dataset):
 
     def with_statistics(self, name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> NoReturn:
         """Raise CcdError: images in files are always normalised by ImageNet's statistics."""
-        raise CcdError(f"statistics = {name!r} for {self.name}: images in files have ImageNet's; give 'own'")
+        raise CcdError(f"statistics = {name!r} for {self.name}: images in files use ImageNet's statistics; give 'own'")
 
     def chosen(self, rows: torch.Tensor) -> Self:
         """The same data with only the training images `rows` (n,), row numbers on the CPU."""
@@ -94,10 +94,10 @@ class Images(Dataset):
         look = self.read if whole else self._look
         with ThreadPoolExecutor(cores()) as pool:
             looked = pool.map(lambda file: _mistake(look, file), files)
-            shown = tqdm(looked, f"looking at {self.name}", len(files), unit="file", leave=False, disable=None)
+            shown = tqdm(looked, f"checking {self.name}", len(files), unit="file", leave=False, disable=None)
             broken = [error for error in shown if error]
         if broken:
-            raise CcdError(f"{len(broken)} of {len(files)} files are no images that can be read. The first: {broken[0]}")
+            raise CcdError(f"{len(broken)} of {len(files)} files cannot be read as images. The first: {broken[0]}")
         with suppress(CcdError):  # without the mark (a full disk, for example) they are checked again
             write_whole(marks[whole], "")
 
@@ -207,7 +207,7 @@ def image_folder(path: Path, side: int) -> Images:
     of_class = [file.split(os.sep)[1] for file in files]
     classes = sorted(set(of_class))
     if len(classes) < 2:
-        raise CcdError(f"{path}: there is only the class {classes[0]!r}; at least two are needed")
+        raise CcdError(f"{path}: there is only one class, {classes[0]!r}; at least two are needed")
     number = {name: k for k, name in enumerate(classes)}
     labels, n = torch.tensor([number[name] for name in of_class]), sum(file.startswith("train") for file in files)
     parts = np.array(files[:n]), labels[:n], np.array(files[n:]), labels[n:]
@@ -230,7 +230,7 @@ def _index(path):
     try:
         text = "".join(f"{file} {os.stat(path / file).st_size}\n" for file in files)
     except OSError as error:
-        raise CcdError(f"{error.filename} cannot be read ({error.strerror}); mend it or take it out") from error
+        raise CcdError(f"{error.filename} cannot be read ({error.strerror}); repair or remove it") from error
     with suppress(CcdError):  # on a full disk, for example, it is made again each time
         write_whole(kept, text)
     return text

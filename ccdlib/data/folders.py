@@ -33,8 +33,8 @@ def class_folders(path: Path, what: str) -> list[Any]:
             found.append(torchvision.datasets.ImageFolder(path / part))
         except OSError as error:
             raise CcdError(
-                f"{path / part}: {error}. {what} has train/CLASS/*.png and val/CLASS/*.png (or .jpg ...), at least one image a "
-                "class"
+                f"{path / part}: {error}. {what} has train/CLASS/*.png and val/CLASS/*.png (or .jpg ...), with at least one "
+                "image in each class"
             ) from error
     train, val = found
     if train.classes != val.classes:
@@ -65,4 +65,4 @@ def read_rgb(file: str | Path) -> Image.Image:
                 raise ValueError(f"its pixels have 32 bits, mode {image.mode}, and no known range; save it with 8 or 16 bits")
             return image.convert("RGB")
     except Exception as error:  # Pillow raises many kinds of errors
-        raise CcdError(f"{file} cannot be read as an image ({error}); repair it or take it out") from error
+        raise CcdError(f"{file} cannot be read as an image ({error}); repair or remove it") from error

@@ -48,7 +48,7 @@ class Data(Dataset):
         """The same data, normalised by another `mean` and `std`. Errors: CcdError for those of another number of channels."""
         if len(mean) != self.channels:
             raise CcdError(
-                f"statistics {name!r} are of {len(mean)} channels, the images of {self.name} have {self.channels}; give 'own'"
+                f"statistics {name!r} have {len(mean)} channels, the images of {self.name} have {self.channels}; give 'own'"
             )
         return self._replaced(mean=mean, std=std)
 

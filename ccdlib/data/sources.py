@@ -57,8 +57,8 @@ def _row(name: str, load: Callable | Source, **options) -> Source:
             given = {key: np.asarray(given[key]) for key in ARRAYS}
         except (KeyError, TypeError, ValueError) as error:
             raise CcdError(
-                f"data set {name!r} returned no ({', '.join(ARRAYS)}) by name ({error!r}); return a dict of these arrays, or "
-                "it and the class names"
+                f"data set {name!r} did not return the arrays {', '.join(ARRAYS)} by name ({error!r}); return a dict of these "
+                "arrays, or a tuple of this dict and the class names"
             ) from error
         return arrays.checked(arrays.readable(given, name), names and tuple(map(str, names)), name)
 
@@ -140,7 +140,7 @@ def _stamp(name, path, folders_only=False):
     try:
         return hash(tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in found))
     except OSError as error:
-        raise CcdError(f"{error.filename} cannot be read ({error.strerror}); mend it or take it out") from error
+        raise CcdError(f"{error.filename} cannot be read ({error.strerror}); repair or remove it") from error
 
 
 @lru_cache(maxsize=4)

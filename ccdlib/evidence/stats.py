@@ -77,7 +77,7 @@ def paired(better: Sequence[float], baseline: Sequence[float], level: float = 0.
     Errors: CcdError for different numbers of values, and as interval().
     """
     if len(better) != len(baseline):
-        raise CcdError(f"{len(better)} and {len(baseline)} results are no pairs; run both arms with the same seeds")
+        raise CcdError(f"the arms have {len(better)} and {len(baseline)} results; run both arms with the same seeds")
     return interval([a - b for a, b in zip(better, baseline, strict=True)], level)
 
 
@@ -152,7 +152,7 @@ class Peak(NamedTuple):
         Errors: CcdError for fewer than three arms.
         """
         if len(self.arms) < 3:
-            raise CcdError(f"a peak needs something between two ends; given: {', '.join(self.arms)}")
+            raise CcdError(f"a peak needs at least three arms: two ends and one between them; given: {', '.join(self.arms)}")
         first, *inside, last = self.arms
 
         def above(arm, end):
@@ -169,7 +169,7 @@ def slope(x: Sequence[float]) -> list[float]:
     middle = fmean(x)
     size = sum((value - middle) ** 2 for value in x)
     if size == 0:
-        raise CcdError(f"a trend needs at least two different places; given: {list(x)}")
+        raise CcdError(f"a slope needs at least two different values of x; given: {list(x)}")
     return [(value - middle) / size for value in x]
 
 
@@ -203,15 +203,15 @@ class Claim:
     def __post_init__(self):
         if not self.low < self.high or self.least < 2:
             raise CcdError(
-                f"claim {self.statement!r}: true from {self.low} to {self.high} with {self.least} seeds; give low < high and "
-                "at least 2 seeds"
+                f"claim {self.statement!r}: low = {self.low}, high = {self.high} and least = {self.least} seeds; give "
+                "low < high and at least 2 seeds"
             )
         if self.margin is not None:
             _positive(self.margin)
             if self._peak:
                 raise CcdError(
-                    f"claim {self.statement!r}: margin = {self.margin:g} for a peak, which has no one effect that could be "
-                    "practically zero; leave it out"
+                    f"claim {self.statement!r}: margin = {self.margin:g} for a peak, which has no single effect that could "
+                    "be practically zero; leave margin out"
                 )
 
     @property

@@ -106,7 +106,7 @@ class Analysis:
                 raise unknown("baseline arm", arm, results)
         seeds = {arm: [r.config.seed for r in runs] for arm, runs in results.items()}
         if len({tuple(s) for s in seeds.values()}) != 1:
-            raise CcdError(f"the arms are not paired: {seeds}; train every arm with the same seeds, in the same order")
+            raise CcdError(f"every arm needs the same seeds, in the same order; the arms have {seeds}")
         rows = [self._row(arm, runs, against.get(arm), results) for arm, runs in results.items()]
         self.rows += rows
         shown = pd.DataFrame([_shown(row, baseline) for row in rows]).set_index("arm")

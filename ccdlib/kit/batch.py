@@ -43,7 +43,7 @@ def stems_of(profile: str) -> tuple[str, ...]:
     """The notebooks that have a profile, in their order. Errors: CcdError for an unknown profile."""
     check_name(profile, "profile")
     if not paths.NOTEBOOKS.is_dir() or not paths.PARAMS.is_dir():
-        raise CcdError(f"{paths.ROOT} has no notebooks/ and params/; name a checkout that has them in CCD_ROOT")
+        raise CcdError(f"{paths.ROOT} has no folders notebooks/ and params/; set CCD_ROOT to a checkout that has them")
     if profile == "smoke":
         return tuple(sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")))
     stems = tuple(sorted(path.stem for path in (paths.PARAMS / profile).glob("*.yaml")))
@@ -195,10 +195,10 @@ def summary(grid: Grid, seconds: dict[str, float] | None = None) -> str:
         f"  runs       {runs - missing} done, {missing} missing{f' (in {len(cohorts)} cohorts)' if missing else ''}",
         f"  notebooks  {len(grid.stems) - len(notebooks)} done, {len(notebooks)} missing  {' '.join(notebooks)}".rstrip(),
     ]
-    lines += [f"  left out   {stem}: {data} is not here" for stem, data in grid.absent.items()]
+    lines += [f"  left out   {stem}: {data} is not on this machine" for stem, data in grid.absent.items()]
     jobs = grid.missing()
     if PAGE in jobs:
-        lines.append("  verdict page to be brought up to date")
+        lines.append("  the verdict page needs an update")
     if not jobs:
         return "\n".join([*lines, "nothing to do"])
     if seconds:

@@ -21,7 +21,7 @@ def removable(runs: bool = False) -> list[tuple[Path, int]]:
     """
     out = paths.outputs()
     for lock in out.glob(".batch/*/locks/batch.lock"):
-        _free(lock, f"a batch is running ({paths.shown(lock.parent.parent)}); wait for its end, or stop it")
+        _free(lock, f"a batch is running ({paths.shown(lock.parent.parent)}); wait until it has ended, or stop it")
     profiles = {folder.name for folder in paths.PARAMS.iterdir()}
     own = [folder for folder in sorted(out.glob("*")) if folder.is_dir() and _own(folder.name, profiles)]
     failed, damaged = sorted(out.glob("*/*.failed.ipynb")), sorted(out.glob("runs/*.damaged-*"))
@@ -30,7 +30,10 @@ def removable(runs: bool = False) -> list[tuple[Path, int]]:
         needed = _published_runs(profiles)
         for folder in sorted((out / "runs").glob("*-*")):
             if folder.is_dir() and folder.name not in needed and folder not in found:
-                _free(folder.with_name(f".{folder.name}.lock"), f"{paths.shown(folder)} is being trained; wait for its end")
+                _free(
+                    folder.with_name(f".{folder.name}.lock"),
+                    f"{paths.shown(folder)} is being trained; wait until this has ended",
+                )
                 found.append(folder)
     tops = [path for path in found if path.exists() and not any(other in path.parents for other in found)]
     return [(path, _size(path)) for path in tops]

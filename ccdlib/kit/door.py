@@ -55,12 +55,12 @@ def _check_names_itself(path):
     try:
         calls = [node for node in ast.walk(_python("\n".join(code))) if isinstance(node, ast.Call) and node.args]
     except SyntaxError as error:
-        raise CcdError(f"{paths.shown(path)}: a cell is no Python: {error}") from error
+        raise CcdError(f"{paths.shown(path)}: a cell is not valid Python: {error}") from error
     names = [call.args[0].value for call in calls if _is_analysis(call.func) and isinstance(call.args[0], ast.Constant)]
     if names != [path.stem]:
         said = f"names {', '.join(map(repr, names))} in ccdlib.Analysis(...)" if names else "has no ccdlib.Analysis(...)"
         raise CcdError(
-            f"{paths.shown(path)} {said}, and its results would not be found; its first lines must say "
+            f"{paths.shown(path)} {said}, so its results would not be found; its first lines must have "
             f'analysis = ccdlib.Analysis("{path.stem}", profile, globals())'
         )
 
@@ -115,13 +115,17 @@ def execute(path: Path, target: Path, parameters: dict, failed: Path | None = No
             start_timeout=300,
         )
         if not results.exists() or results.stat().st_mtime_ns == before:
-            raise NotebookFailed(f"{paths.shown(path)} ran, but its last cell wrote no {paths.shown(results)}")
+            raise NotebookFailed(
+                f"{paths.shown(path)} ran, but did not write {paths.shown(results)}; its last cell must call analysis.save()"
+            )
         executed = nbformat.read(beside, as_version=4)
     except KeyboardInterrupt:
         logging.getLogger("asyncio").disabled = True  # it would show what became of the cell that was interrupted
         raise
     except OSError as error:
-        raise CcdError(f"{target} could not be written ({error}); free some space or name a folder in CCD_OUTPUTS") from error
+        raise CcdError(
+            f"{target} could not be written ({error}); free some space or set CCD_OUTPUTS to another folder"
+        ) from error
     except Exception as error:
         if not beside.exists():
             raise

@@ -56,7 +56,7 @@ def run(
         done = watch.end(paths.outputs() / grid.profile)
         if not done and grid.profile != "smoke" and verdicts.outdated():
             verdicts.write()  # its job needs all notebooks
-            say("The verdict page has the notebooks that are done.")
+            say("The verdict page now has the notebooks that are done.")
         return done
 
 
@@ -209,14 +209,16 @@ class Watch:
         self.say(f"{len(of['done'])} of {len(self.jobs)} jobs done in {duration(time.time() - self.began)}")
         trainings = [job for job in of["waiting"] if self.jobs[job]["kind"] == "cohort"]
         if len(trainings) > FEW:
-            self.say(f"not begun: {len(trainings)} trainings")
+            self.say(f"not begun: {len(trainings)} cohorts")
         for job in of["waiting"]:
             if self.jobs[job]["kind"] != "cohort" or len(trainings) <= FEW:
                 self.say(f"not begun: {self.jobs[job]['about']}")
         for job in of["failed"][:FEW]:
             self._say_failed(job)
         if len(of["failed"]) > FEW:
-            self.say(f"failed, too: {len(of['failed']) - FEW} more; their output is in {paths.shown(self.folder / 'logs')}")
+            self.say(
+                f"also failed: {len(of['failed']) - FEW} more jobs; their output is in {paths.shown(self.folder / 'logs')}"
+            )
         for job in of["running"]:
             self.say(f"interrupted, because the engine was stopped: {self.jobs[job]['about']}")
         if len(of["done"]) == len(self.jobs):
@@ -230,6 +232,6 @@ class Watch:
     def _say_failed(self, job):
         log = self.folder / "logs" / f"{job}.log"
         text = log.read_text(errors="replace") if log.exists() else ""
-        last = text.splitlines()[-6:] or ["(no output: it was killed, or the disk is full)"]
+        last = text.splitlines()[-6:] or ["(no output: the job was killed, or the disk is full)"]
         self.say(f"failed: {self.jobs[job]['about']}; all of its output is in {paths.shown(log)}")
         self.say("\n".join(f"    {line}" for line in last))

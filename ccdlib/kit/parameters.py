@@ -22,12 +22,12 @@ def cells_of(path: Path, shown: str) -> list[dict]:
         for cell in cells:
             cell["source"] = "".join(cell["source"])
             if not (isinstance(cell["cell_type"], str) and isinstance(cell["metadata"].get("tags", []), list)):
-                raise TypeError("a cell without a type, or with tags that are no list")
+                raise TypeError("a cell has no type, or its tags are not a list")
         return cells
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, CcdError):
             raise
-        raise CcdError(f"{shown} is no notebook ({error!r}); restore it, for example from git") from error
+        raise CcdError(f"{shown} is not a notebook ({error!r}); restore it, for example from git") from error
 
 
 TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list}
@@ -61,14 +61,14 @@ def parameters_of(path: Path) -> dict[str, tuple[str, Any]]:
     try:
         lines = ast.parse(tagged[0]).body
     except SyntaxError as error:
-        raise CcdError(f"{paths.shown(path)}: the parameters cell is no Python: {error}") from error
+        raise CcdError(f"{paths.shown(path)}: the parameters cell is not valid Python: {error}") from error
     for line in lines:
         try:
             kind, default = line.annotation.id, ast.literal_eval(line.value)
         except (AttributeError, ValueError):
             raise CcdError(
                 f"{paths.shown(path)}: `{ast.unparse(line)}` in the parameters cell; each line must read `name: type = value`, "
-                "with nothing computed"
+                "with a literal value"
             ) from None
         values[line.target.id] = (
             kind,
@@ -83,7 +83,9 @@ def checked(path: Path, given: dict, where: str) -> dict:
     values = {}
     for name, value in given.items():
         if name == "profile":
-            raise CcdError(f"profile = {value!r} in {where}: the profile is chosen by --profile, because it names the folder")
+            raise CcdError(
+                f"profile = {value!r} in {where}: choose the profile by --profile, because it names the folder of the results"
+            )
         if name not in known:
             raise unknown(f"parameter in {where}", name, known, f" They are those of {paths.shown(path)}.")
         values[name] = _typed(name, value, known[name][0], where)

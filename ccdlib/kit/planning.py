@@ -19,7 +19,7 @@ def plan(
     planned = experiment(path.stem, values)
     if "data" in values and not present(values["data"]):
         arms = "\n".join(f"  {arm}" for arm in planned.arms)
-        title = f"{path.stem}, profile {profile}, {values['seeds']} seeds; {values['data']} is not here, nothing was looked up"
+        title = f"{path.stem}, profile {profile}, {values['seeds']} seeds; {values['data']} is not on this machine"
         return f"{title}\n{arms}\n{gpu_hours(planned.configs)}"
     rows = planned.plan(timed)
     width = max(len(row["arm"]) for row in rows)

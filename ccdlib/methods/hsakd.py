@@ -77,8 +77,8 @@ class HSAKD(_Branches):
         if len(given.teacher.stages) != len(given.student.stages):
             both = (shapes(blank_output(network, given.shape).feats) for network in (given.student, given.teacher))
             raise CcdError(
-                "hsakd pairs a branch after each stage: the student's features are {}, the teacher's {}; choose networks with "
-                "as many stages".format(*both)
+                "hsakd compares a branch after each stage: the student's features are {}, the teacher's {}; choose networks "
+                "with the same number of stages".format(*both)
             )
         self.temperature = temperature
 

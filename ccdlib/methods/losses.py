@@ -29,13 +29,13 @@ Terms = dict[str, torch.Tensor]
 def _labels_of_views(labels, rows):
     """Labels (B,) from (N,) or (B,): every view has the label of its image. Mixed labels (B, C) stay as they are."""
     if len(labels) == 0 or rows % len(labels):
-        raise CcdError(f"{len(labels)} labels do not divide {rows} logit rows into views; give one label an image")
+        raise CcdError(f"the {rows} rows of logits are not a multiple of the {len(labels)} labels; give one label per image")
     return labels if len(labels) == rows else labels.repeat(rows // len(labels))
 
 
 def _same_classes(student, teacher):
     if teacher is None:
-        raise CcdError("this loss compares a student with a teacher; give the teacher's Output too")
+        raise CcdError("this loss needs a teacher, and teacher is None; pass the Output of the teacher")
     if student.logits.shape != teacher.logits.shape:
         raise CcdError(
             f"student logits {tuple(student.logits.shape)} and teacher logits {tuple(teacher.logits.shape)} differ; "
@@ -88,8 +88,8 @@ def ccd(
     _same_classes(student, teacher)
     if len(student.logits) % 2 or len(labels) not in (len(student.logits), len(student.logits) // 2):
         raise CcdError(
-            f"ccd needs two views an image, [original; augmented]: {len(student.logits)} rows for {len(labels)} labels "
-            "are not. Train it with a policy in `views`"
+            f"ccd needs two views of each image, [original; augmented], but the logits have {len(student.logits)} rows for "
+            f"{len(labels)} labels. Train it with a policy in `views`"
         )
     original, augmented = kl_rows(student.logits, teacher.logits, temperature).chunk(2)
     w = confidence(teacher.logits, weight)
@@ -197,8 +197,8 @@ def at(student: Output, teacher: Output, labels: torch.Tensor, gamma: Size = 100
     _same_rows(student, teacher)
     if len(student.feats) != len(teacher.feats):
         raise CcdError(
-            f"attention transfer goes stage by stage: the student's features are {shapes(student.feats)}, the teacher's "
-            f"{shapes(teacher.feats)}; choose networks with as many stages"
+            f"attention transfer compares stage by stage: the student's features are {shapes(student.feats)}, the teacher's "
+            f"{shapes(teacher.feats)}; choose networks with the same number of stages"
         )
     pairs = (same_size(full(a), full(b)) for a, b in zip(student.feats, _detached(teacher).feats, strict=True))
     parts = [(_attention(b) - _attention(a)).square().mean() for a, b in pairs]
@@ -295,8 +295,9 @@ def _detached(teacher):
 
 def _same_rows(student, teacher):
     if teacher is None:
-        raise CcdError("this loss compares a student with a teacher; give the teacher's Output too")
+        raise CcdError("this loss needs a teacher, and teacher is None; pass the Output of the teacher")
     if len(student.logits) != len(teacher.logits):
         raise CcdError(
-            f"{len(student.logits)} rows of the student and {len(teacher.logits)} of the teacher; both must see the same inputs"
+            f"the student's output has {len(student.logits)} rows, the teacher's {len(teacher.logits)}; both must see "
+            "the same inputs"
         )

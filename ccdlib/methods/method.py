@@ -24,7 +24,7 @@ from ccdlib.views.epoch import Batch
 def _row(name, method):
     """The class of a row. Errors: CcdError for anything but a class made from Method; a plain loss is a row of LOSSES."""
     if not (isinstance(method, type) and issubclass(method, Method)):
-        raise CcdError(f"method {name!r}: {method!r} is no class made from ccdlib.Method; a function is added by LOSSES.add")
+        raise CcdError(f"method {name!r}: expected a subclass of ccdlib.Method, got {method!r}; add a function by LOSSES.add")
     return method
 
 

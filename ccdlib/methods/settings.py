@@ -29,7 +29,7 @@ class Range(NamedTuple):
 
     def __str__(self):
         low = f"{'above' if self.above else 'from'} {self.low:,.15g} " if self.low > -math.inf else ""
-        return f"{low}up to {self.high:,.15g}" if self.high < math.inf else low.strip() or "all finite ones"
+        return f"{low}up to {self.high:,.15g}" if self.high < math.inf else low.strip() or "that are finite"
 
 
 Above = Annotated[float, Range(0, 1000, above=True)]  # a temperature

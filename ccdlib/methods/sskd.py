@@ -26,7 +26,10 @@ class _Rotating(Method):
     def __init__(self, given: Given):
         super().__init__(given)
         if given.shape[1] != given.shape[2]:
-            raise CcdError(f"rotations need square images, not {given.shape[1:]}; make them square first")
+            raise CcdError(
+                f"rotations need square images; these are {given.shape[1]} x {given.shape[2]} pixels. Crop or "
+                "resize them to a square"
+            )
 
 
 class _Contrast(_Rotating):

@@ -110,7 +110,7 @@ def initialise(network: Network, generator: torch.Generator, initial: Initial = 
             module.reset_running_stats()
             module.reset_parameters()
         elif next(module.parameters(recurse=False), None) is not None:
-            raise TypeError(f"no initialisation is written for {type(module).__name__}; add it to initialise")
+            raise TypeError(f"initialise() has no rule for {type(module).__name__}; add one to it")
     return network
 
 

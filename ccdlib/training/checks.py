@@ -64,7 +64,7 @@ def checked(config: RunConfig) -> RunConfig:
     Errors: CcdError for anything that is not a RunConfig, or not a valid one.
     """
     if not isinstance(config, RunConfig):
-        raise CcdError(f"{config!r} is no RunConfig; give one, such as RunConfig(model='resnet8')")
+        raise CcdError(f"expected a RunConfig, such as RunConfig(model='resnet8'), got {config!r}")
     return config.but()
 
 
@@ -82,7 +82,7 @@ def check_carried(who: str) -> None:
     for row in extensions.carried():
         raise CcdError(
             f"the {row.kind} {row.name!r} was defined in an interactive session or a script: {who} cannot import it. Write it "
-            "into a module and name that in CCD_EXTENSIONS, or start with `ccd --use FILE.py`"
+            "into a module and add that to CCD_EXTENSIONS, or start with `ccd --use FILE.py`"
         )
 
 
@@ -97,15 +97,21 @@ def check_fits(config: RunConfig, data: Dataset) -> None:
     n, parts = len(data.train_labels), config.accumulate * config.processes
     if parts > 1 and n // steps_an_epoch(n, config.batch) < 2 * parts:
         raise CcdError(
-            f"{n} training images in steps of at most {config.batch}, each in {parts} parts (accumulate {config.accumulate}, "
-            f"processes {config.processes}), leave parts of less than two images; take fewer parts"
+            f"the smallest step of an epoch of {n} training images (batch {config.batch}) has fewer than two images for each "
+            f"of its {parts} parts (accumulate {config.accumulate} x processes {config.processes}); reduce one of them, or "
+            "use more training images"
         )
     if config.rule.turns > 1 and data.shape[1] != data.shape[2]:
-        raise CcdError(f"views {config.views!r} need square images, not {data.shape[1:]}; make them square first")
+        raise CcdError(
+            f"views {config.views!r} need square images; these are {data.shape[1]} x {data.shape[2]} pixels. Crop or resize "
+            "them to a square"
+        )
     try:
         predict(network, data, data.tests(torch.arange(1)))
     except RuntimeError as error:
-        raise CcdError(f"model {config.model!r} cannot take images of shape {data.shape} ({error}); use larger ones") from error
+        raise CcdError(
+            f"model {config.model!r} cannot take images of shape {data.shape} ({error}); use larger images"
+        ) from error
     teacher = config.teacher and build(config.teacher.model, data.classes, data.channels)
     method_of(config, data, network, teacher, None)
 
@@ -117,7 +123,8 @@ def check_teacher(config: RunConfig, data: Dataset) -> None:
         if (taught.classes, taught.channels) != (data.classes, data.channels):
             raise CcdError(
                 f"the teacher's data {config.teacher.data!r} has {taught.classes} classes and {taught.channels} channels, the "
-                f"student's {config.data!r} {data.classes} and {data.channels}; train the teacher on data of the same kind"
+                f"student's {config.data!r} {data.classes} and {data.channels}; train the teacher on data with "
+                "the same numbers of both"
             )
 
 
@@ -148,5 +155,5 @@ def seconds_between_saves() -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < math.inf:
-        raise CcdError(f"CCD_SAVE_EVERY = {given!r}: allowed are seconds from 0, which keeps the state after every epoch")
+        raise CcdError(f"CCD_SAVE_EVERY = {given!r}: allowed are seconds from 0 (0 saves the state after every epoch)")
     return seconds

@@ -94,7 +94,7 @@ def fit_cohort(configs: Sequence[RunConfig], show: str = "auto", repair: bool | 
     configs = [checked(config) for config in configs]
     if len({config.cohort for config in configs}) != 1:
         raise CcdError(
-            f"{len(configs)} configurations are no cohort: all must have the same teacher, data, views, draws, batch and "
+            f"{len(configs)} configurations are not one cohort: all must have the same teacher, data, views, draws, batch and "
             "epochs. Group them by RunConfig.cohort"
         )
     show = ("bar" if sys.stderr.isatty() else "epochs") if show == "auto" else show
@@ -263,7 +263,7 @@ def _train(folders, data, taught_by, device, show, repair):
     done = [len(member.rows) for member in members]
     if group.from_first(lambda: done) != done:
         raise CcdError(
-            f"{paths.outputs()} is not the same folder for all processes; name one that all machines share in CCD_OUTPUTS"
+            f"{paths.outputs()} is not the same folder for all processes; set CCD_OUTPUTS to one that all machines share"
         )
     facts, saved, epochs = _facts_of_teacher(members[0], taught_by, device), time.monotonic(), folders[0].config.epochs
     for epoch in _epochs(members, show):

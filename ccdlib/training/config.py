@@ -57,7 +57,7 @@ class Strict(BaseModel):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """pydantic's copy. It would not validate `update`, so that raises CcdError; but() makes a changed copy."""
         if update:
-            raise CcdError(f"model_copy(update={update!r}) would check nothing; write config.but(name=value)")
+            raise CcdError(f"model_copy(update={update!r}) would not check the values; write config.but(name=value)")
         return super().model_copy(deep=deep)
 
     @model_validator(mode="before")
@@ -181,7 +181,7 @@ class RunConfig(Strict):
         except CcdError as error:
             raise CcdError(f"teacher: {error}") from None
         except TypeError as error:  # a key that is not text
-            raise CcdError(f"teacher: {error}; keys are names of fields") from None
+            raise CcdError(f"teacher: {error}; the keys must be names of fields") from None
 
     @model_validator(mode="after")
     def _names_and_needs(self):
@@ -201,9 +201,9 @@ class RunConfig(Strict):
         unpaired = self.views_per_image == 2 and self.views not in paired
         if self.method == "ccd" and (self.views_per_image != 2 or unpaired):
             raise CcdError(
-                f"method 'ccd' weighs two views an image; views {self.views!r}, twins {self.twins} and share {self.share:g} "
-                f"give {self.views_per_image:g}{' that are no pairs' * unpaired}. Use twins 1, share 1 and one "
-                f"of the views {', '.join(paired)}"
+                f"method 'ccd' needs two views of each image; views {self.views!r}, twins {self.twins} and share "
+                f"{self.share:g} give {self.views_per_image:g}{' that are not an original and its twin' * unpaired}. Use "
+                f"twins 1, share 1 and one of the views {', '.join(paired)}"
             )
         self._check_views_of_method(METHODS[self.method])
         self._check_teacher(METHODS[self.method])
@@ -229,8 +229,9 @@ class RunConfig(Strict):
             allowed = [name for name, row in METHODS.items() if row.by_image({})]
             raise CcdError(
                 f"accumulate = {self.accumulate}, processes = {self.processes}: method {self.method!r} with settings "
-                f"{self.settings} compares the images of a batch with each other, or trains heads, and cannot see it in parts. "
-                f"Allowed methods: {', '.join(allowed)} (ccd with a weight that is each image's own); or give 1 and 1"
+                f"{self.settings} compares the images of a batch with each other, or trains heads, and needs it undivided. "
+                f"Allowed methods: {', '.join(allowed)} (ccd with a weight that is computed for each image alone); or set "
+                "both to 1"
             )
         if self.batch < 4 * parts:
             raise CcdError(
@@ -238,7 +239,7 @@ class RunConfig(Strict):
                 f"from {4 * parts} images, so that no part of a step is nearly empty"
             )
         if self.rule.candidates > 1:
-            raise CcdError(f"views {self.views!r} choose among all images of a step, which cannot be in parts; use cutmix")
+            raise CcdError(f"views {self.views!r} choose among all images of a step, which must be undivided; use cutmix")
 
     def _check_views_of_method(self, method):
         rule = self.rule
@@ -256,7 +257,8 @@ class RunConfig(Strict):
             )
         if rule.candidates > 1 and method.teacher == "none":
             raise CcdError(
-                f"views {self.views!r} keep what a teacher is least certain of; method {self.method!r} has no teacher"
+                f"views {self.views!r} keep the images of which a teacher is least certain, and method {self.method!r} has no "
+                "teacher; choose other views or another method"
             )
 
     def _check_teacher(self, method):

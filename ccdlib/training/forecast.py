@@ -91,7 +91,7 @@ def gpu_rate() -> float:
     except ValueError:
         rate = 0.0
     if not 0 < rate < float("inf"):
-        raise CcdError(f"CCD_TFLOPS = {given!r}: give the TFLOP/s that your GPU keeps up in training, a number above 0")
+        raise CcdError(f"CCD_TFLOPS = {given!r}: give the TFLOP/s that your GPU sustains in training, a number above 0")
     return rate * 1e12
 
 
@@ -106,7 +106,7 @@ def gpu_hours(configs: Sequence[RunConfig]) -> str:
         return ""
     return (
         f"{len(configs)} runs, {operations:.2g} operations: {hours:,.{0 if hours >= 10 else 1}f} GPU hours at "
-        f"{rate / 1e12:g} TFLOP/s (CCD_TFLOPS: what your GPU keeps up)"
+        f"{rate / 1e12:g} TFLOP/s (CCD_TFLOPS: what your GPU sustains)"
     )
 
 

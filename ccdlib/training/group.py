@@ -170,7 +170,10 @@ def launch(configs: Sequence[RunConfig], show: str, repair: bool = False) -> Non
     processes, gpus = max(config.processes for config in configs), torch.cuda.device_count()
     device = best_device().type if configs[0].device == "auto" else configs[0].device
     if device == "cuda" and processes > gpus:  # fewer processes give the same result
-        print(f"{processes} processes were asked for, and {gpus} GPUs are here: one each", file=sys.stderr)
+        print(
+            f"{processes} processes were asked for, but this machine has {gpus} GPUs: one process on each is used",
+            file=sys.stderr,
+        )
         processes = gpus
     with tempfile.TemporaryDirectory(prefix="ccdlib-") as folder:
         asked, mistake, log = (Path(folder) / name for name in ("runs.json", "mistake", "log"))
@@ -206,6 +209,6 @@ def launch(configs: Sequence[RunConfig], show: str, repair: bool = False) -> Non
         if group.returncode:
             last = "\n".join(log.read_text().splitlines()[-15:])
             raise CcdError(
-                f"the {processes} processes that trained together ended with exit status {group.returncode}. What was kept is "
-                f"there, and the same command goes on from it. They said last:\n{last}"
+                f"the {processes} processes that trained together ended with exit status {group.returncode}. What was saved is "
+                f"kept, and the same command goes on from there. The last lines of their output:\n{last}"
             )

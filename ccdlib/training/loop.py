@@ -164,7 +164,7 @@ class Log:
         elif not all(tensor.isfinite().all() for tensor in chain.from_iterable(states)):
             where = f"the weights are not finite numbers any more after epoch {epoch + 1}, step {len(history)}"
         if where:
-            return Diverged(f"{where}. What was saved before is kept; lower lr (it was {config.lr:g}), or look at the data")
+            return Diverged(f"{where}. What was saved before is kept; lower lr (it was {config.lr:g}), or check the data")
         means = dict(zip(self.names, history.mean(0).tolist(), strict=True))
         return {"epoch": epoch + 1, "lr": config.lr_at(epoch)} | means | {"train_accuracy": 100 * correct / seen}
 

@@ -59,7 +59,9 @@ def load_weights(path: Path, network: nn.Module, model: str) -> nn.Module:
             facts = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise CcdError(f"{path} is no whole safetensors file ({error}); copy it again, or train the run again") from error
+        raise CcdError(
+            f"{path} is incomplete or not a safetensors file ({error}); copy it again, or train the run again"
+        ) from error
     if facts.get("model", model) != model:
         raise CcdError(f"{path} holds a {facts['model']}, not the {model} that was asked for; name the right model or file")
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -120,7 +122,7 @@ class Folder:
                 lock.acquire()
         except OSError as error:
             raise CcdError(
-                f"{self.path} is not a folder that can be written ({error.strerror}); name another one in CCD_OUTPUTS"
+                f"{self.path} is not a folder that can be written ({error.strerror}); set CCD_OUTPUTS to another folder"
             ) from error
         try:
             for torn in self.path.glob(".*.part"):  # the unfinished files of a killed process
@@ -161,15 +163,15 @@ class Folder:
         """Check the files of a finished run by their checksums and return True. Errors: DamagedRun."""
         recorded = self.metrics
         if not isinstance(recorded, dict) or not {"accuracy", "best_on_test", "seconds", "sha256"} <= recorded.keys():
-            raise self._damaged("metrics.json", "it lacks what it should record")
+            raise self._damaged("metrics.json", "it lacks required entries")
         if not isinstance(recorded["sha256"], dict) or not {"weights.safetensors", "curves.csv"} <= recorded["sha256"].keys():
             raise self._damaged("metrics.json", "it lacks the checksums of the other files")
         # Runs of protocol 1 have no checksum of metrics.json itself; its accuracies are compared with the curves below.
         if recorded["sha256"].get("metrics.json", _digest_of(recorded)) != _digest_of(recorded):
-            raise self._damaged("metrics.json", "its content is not what its checksum says")
+            raise self._damaged("metrics.json", "its content does not match its checksum")
         for name, digest in recorded["sha256"].items():
             if name != "metrics.json" and (not self.file(name).is_file() or sha256(self.file(name)) != digest):
-                raise self._damaged(name, "its content is not what metrics.json records")
+                raise self._damaged(name, "its content does not match its checksum in metrics.json")
         tested = [row.get("test_accuracy") for row in self.curves()]
         tested = [accuracy for accuracy in tested if accuracy is not None]
         if not tested or (recorded["accuracy"], recorded["best_on_test"]) != (tested[-1], max(tested)):
@@ -184,7 +186,7 @@ class Folder:
 
     def _damaged(self, name, why):
         return DamagedRun(
-            f"{paths.shown(self.file(name))} is damaged ({why}). Put the file back, or train this run again with "
+            f"{paths.shown(self.file(name))} is damaged ({why}). Restore the file, or train this run again with "
             "fit(config, repair=True) or `ccd run --repair`, which keeps the damaged folder under another name"
         )
 
@@ -231,7 +233,7 @@ class Folder:
         try:
             content = self.file("resume.pt").read_bytes()
             if hashlib.sha256(content[32:]).digest() != content[:32]:
-                raise ValueError("its content is not what its checksum says")
+                raise ValueError("its content does not match its checksum")
             state = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
             rows = json.loads(state["curves"])
             network.load_state_dict(state["weights"])

@@ -64,5 +64,8 @@ def rotations(images: torch.Tensor) -> torch.Tensor:
     Errors: CcdError for images that are not square.
     """
     if images.shape[2] != images.shape[3]:
-        raise CcdError(f"rotation views need square images, not {tuple(images.shape[2:])}; make them square first")
+        raise CcdError(
+            f"rotation views need square images; these are {images.shape[2]} x {images.shape[3]} pixels. Crop or "
+            "resize them to a square"
+        )
     return torch.cat([torch.rot90(images, k, (2, 3)) for k in range(4)])

@@ -88,7 +88,7 @@ def _row(name: str, rule: ViewRule | type) -> ViewRule:
     """The rule of a row, under the name of the row; `rule` may be a class, of which an object is made."""
     rule = rule() if isinstance(rule, type) else rule
     if not isinstance(rule, ViewRule):
-        raise CcdError(f"views {name!r}: {rule!r} is no ViewRule; give a Policy, or an object of a class made from ViewRule")
+        raise CcdError(f"views {name!r}: expected a Policy or an object of a subclass of ViewRule, got {rule!r}")
     if getattr(rule, "name", None) == name:
         return rule
     if is_dataclass(rule) and "name" in rule.__dataclass_fields__:

@@ -76,5 +76,5 @@ def teacher(file: str) -> Path:
     """The path of the weights of the bundled teacher "ccdlib:NAME". Errors: CcdError for an unknown name or a damaged file."""
     known, path = card(file), TEACHERS / f"{file.removeprefix(PREFIX)}.safetensors"
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != known["sha256"]:
-        raise CcdError(f"{path}, which comes with the package, is not what its card says; install the package again")
+        raise CcdError(f"{path}, which comes with the package, is missing or damaged; install the package again")
     return path
