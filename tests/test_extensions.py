@@ -143,7 +143,7 @@ def use(tmp_path, source):
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_one_of_each_is_trained_edited_and_found_again(kind, tmp_path):
-    name, source, old, new, what = ROWS[kind]
+    _, source, old, new, what = ROWS[kind]
     config = STUDENT | what
     use(tmp_path, source)
     result = ccdlib.fit(ccdlib.RunConfig(**config), show="none")
@@ -242,7 +242,7 @@ def in_a_cell(code):
 
 @pytest.mark.parametrize("kind", ["loss", "method", "views"])
 def test_what_a_cell_defines_is_sent_to_worker_processes_and_named_there_alike(kind, monkeypatch):
-    name, source, old, new, what = ROWS[kind]
+    _, source, old, new, what = ROWS[kind]
     in_a_cell(source)
     configs = [ccdlib.RunConfig(**STUDENT | what | {"seed": seed}) for seed in (0, 1)]
     folders = [folder_of(config) for config in configs]

@@ -347,3 +347,14 @@ def test_running_without_the_data_says_where_it_was_looked_for(capsys):
         cli.main(["run", "07_imagenet", "--profile", "paper", "-p", "data", "imagenet:nowhere"])
     assert stop.value.code == 2
     assert "nowhere (data 'imagenet:nowhere')" in capsys.readouterr().err
+
+
+def test_every_epoch_and_image_in_a_file_has_draws_of_its_own():
+    data, jda, rows = load_data("photos", n_train=48), POLICIES["imagenet"], torch.arange(20)
+    config = RunConfig(**PHOTOS, views="imagenet")
+    first, second = (epoch_views(config, data, epoch).drawn(1, rows) for epoch in (0, 1))
+    assert not torch.equal(first.fires, second.fires)
+    assert epoch_views(config, data, 1).drawn(0, rows) is None
+    for row in (0, 7):
+        by_hand = jda.draw(1, stream(config.draws_seed, "policy", 1, 1, row))
+        assert torch.equal(second.fires[[row]], by_hand.fires)

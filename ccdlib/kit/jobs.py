@@ -52,7 +52,7 @@ def _do(job, profile):
                 "since the batch was planned; start the batch again"
             )
         if missing := unfinished(folders):
-            fit_cohort([folder.config for folder in missing], show="run")
+            fit_cohort([folder.config for folder in missing], show="run", check=False)
 
 
 def job_lock(folder: Path, job: str) -> FileLock:

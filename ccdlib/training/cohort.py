@@ -81,13 +81,15 @@ def fit(config: RunConfig, show: str = "auto", repair: bool | None = None) -> Re
     return fit_cohort([config], show, repair)[0]
 
 
-def fit_cohort(configs: Sequence[RunConfig], show: str = "auto", repair: bool | None = None) -> list[Result]:
+def fit_cohort(
+    configs: Sequence[RunConfig], show: str = "auto", repair: bool | None = None, check: bool = True
+) -> list[Result]:
     """fit() for the runs of one cohort (equal RunConfig.cohort), which are trained together: a Result for each configuration.
 
     Views and the teacher's logits are computed once for all, and every network takes its own step. On a CPU the result of each
     run is the same, bit by bit, as when it is trained alone. Finished runs are found, interrupted ones go on from their last
-    saved epoch. If a run diverges, the others are trained to the end before Diverged is raised. Errors: as fit(), and CcdError
-    for configurations that are no cohort.
+    saved epoch. If a run diverges, the others are trained to the end before Diverged is raised. check: False where a command
+    has made sure that the runs can be trained. Errors: as fit(), and CcdError for configurations that are no cohort.
     """
     if show not in SHOWS:
         raise CcdError(f"show = {show!r}: allowed are {', '.join(SHOWS)}")
@@ -102,13 +104,14 @@ def fit_cohort(configs: Sequence[RunConfig], show: str = "auto", repair: bool | 
     device = device_named(configs[0].device)
     data = data_of(configs[0])
     seconds_between_saves()  # a wrong value raises its error before the training
-    check_teacher(configs[0], data)
+    if check:
+        check_teacher(configs[0], data)
     folders = {folder.path: folder for folder in map(folder_of, configs)}  # each run once, also if two configurations name it
     missing = group.from_first(lambda: [path for path, folder in folders.items() if not folder.ready(repair)])
     found = folders.keys() - set(missing)
     for path in sorted(found):
         _check_teacher_of(folders[path], data, device)
-    for path in missing:
+    for path in missing if check else ():
         check_fits(folders[path].config, data)
     if missing and configs[0].processes > 1 and group.size() == 1 and not group.started_by_torchrun():
         check_importable(configs[0])
