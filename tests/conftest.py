@@ -78,7 +78,7 @@ def cifar100_slice():
     folder = Path(os.environ.get("CCD_TEST_DATA") or paths.ROOT.parent / "shared" / "data")
     file = folder / "cifar100_webp.npz"
     if not file.exists():
-        pytest.skip(f"the real CIFAR-100 is not at {file}; name its folder in CCD_TEST_DATA")
+        pytest.skip(f"the real CIFAR-100 is not at {file}; set CCD_TEST_DATA to its folder")
     arrays = {}
     with np.load(file) as archive:
         for split, count in (("train", 20), ("test", 2)):

@@ -412,7 +412,7 @@ def test_what_became_of_a_job_is_what_the_engine_says_of_it(lab):
     watch.look()
     assert len(lines) == 2
     assert not watch.end(lab / "outputs")
-    assert any("no output: it was killed" in line for line in lines)
+    assert any("no output: the job was killed" in line for line in lines)
     assert any(line.startswith("interrupted, because the engine was stopped") for line in lines)
 
 
@@ -437,7 +437,7 @@ def test_a_summary_stays_short_whatever_has_failed():
     assert f"not begun: {waiting} cohorts" in summary
     assert "not begun: 00_quickstart" in summary
     assert sum(line.startswith("failed: ") for line in summary) == 10
-    assert any(f"failed, too: {failed - 10} more" in line for line in summary)
+    assert any(f"also failed: {failed - 10} more jobs" in line for line in summary)
     assert len(summary) < 30
 
 
@@ -451,7 +451,7 @@ def test_the_verdict_page_has_what_is_done_when_something_failed(done, monkeypat
     monkeypatch.setattr(verdicts, "outdated", lambda: True)
     assert not engine.run(Grid(PROFILE), poll=0.01, say=lines.append)
     assert written == [1]
-    assert lines[-1] == "The verdict page has the notebooks that are done."
+    assert lines[-1] == "The verdict page now has the notebooks that are done."
 
 
 def test_a_run_may_end_while_the_expected_time_is_measured(lab, monkeypatch):

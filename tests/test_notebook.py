@@ -180,7 +180,7 @@ def test_the_door_runs_a_notebook_and_reports(small, outputs, tmp_path, monkeypa
     without_training(small).write_text(small.read_text().replace("analysis.save()", "pass"))
     code, message = refused(capsys, *given)
     assert code == 1
-    assert "its last cell wrote no" in message
+    assert "its last cell must call analysis.save()" in message
     assert results.read_bytes() == kept
 
 
@@ -221,7 +221,7 @@ def test_a_notebook_that_saves_nothing_is_named(small, capsys):
     without_training(small).write_text(small.read_text().replace("analysis.save()", "pass"))
     code, message = refused(capsys, "run", "99_small")
     assert code == 1
-    assert "its last cell wrote no" in message
+    assert "its last cell must call analysis.save()" in message
 
 
 @pytest.mark.drill

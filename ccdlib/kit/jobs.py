@@ -69,7 +69,8 @@ def acquired(lock: FileLock, timeout: float = -1) -> AcquireReturnProxy:
         raise
     except OSError as error:
         raise CcdError(
-            f"{paths.shown(lock.lock_file)} cannot be locked ({error.strerror}); set CCD_OUTPUTS to another file system"
+            f"{paths.shown(lock.lock_file)} cannot be locked ({error.strerror}); set CCD_OUTPUTS to a folder on "
+            "another file system"
         ) from error
 
 

@@ -20,7 +20,7 @@ def plan(
     if "data" in values and not present(values["data"]):
         arms = "\n".join(f"  {arm}" for arm in planned.arms)
         title = f"{path.stem}, profile {profile}, {values['seeds']} seeds; {values['data']} is not on this machine"
-        return f"{title}\n{arms}\n{gpu_hours(planned.configs)}"
+        return f"{title}, so no run was looked up\n{arms}\n{gpu_hours(planned.configs)}"
     rows = planned.plan(timed)
     width = max(len(row["arm"]) for row in rows)
     lines = [f"{path.stem}, profile {profile}, {values['seeds']} seeds", f"  {'':{width}}  runs  done  begun  missing  seconds"]
