@@ -344,3 +344,9 @@ def test_the_examples_of_the_page_are_trained_as_they_stand():
 def test_rows_of_the_kit_have_no_digest():
     assert not extensions.added()
     assert registry._sealed
+
+
+def test_the_loss_of_the_readme_is_trained_as_it_stands(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (paths.ROOT / "README.md").read_text(), re.DOTALL)
+    in_a_cell(code.replace("epochs=5", "epochs=1"))
+    assert 0 <= float(capsys.readouterr().out.splitlines()[-1]) <= 100
