@@ -146,9 +146,9 @@ def test_killed_at_any_point_the_same_command_goes_on_and_then_says_nothing_to_d
     # Drill 1: the engine is killed; the jobs that it leaves behind end with the command.
     first, since = begin(), time.time()
     begun = in_training(lab, since)
-    (engine,) = processes(lab, "-m snakemake", "--workflow-profile")
+    (snakemake,) = processes(lab, "-m snakemake", "--workflow-profile")
     before = finished(lab)
-    os.kill(engine, signal.SIGKILL)
+    os.kill(snakemake, signal.SIGKILL)
     text = said(first)
     assert first.returncode == 1
     assert "The same command goes on from here" in text
