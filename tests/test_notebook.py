@@ -361,6 +361,18 @@ def test_run_keeps_checks_claims_and_tables(small, outputs, capsys):
     assert "check: two is two" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_the_runs_of_a_notebook_are_checked_once(monkeypatch, told):
+    checks, real = [], Experiment.check
+    monkeypatch.setattr(Experiment, "check", lambda self: checks.append(1) or real(self))
+    analysis = Analysis("00_quickstart")
+    if told:  # by the command that executes the notebook
+        monkeypatch.setenv(parameters.CHECKED, parameters.checksum(analysis.stem, analysis.parameters))
+    experiment = analysis.experiment()
+    assert experiment.checked, "train() would check again"
+    assert len(checks) == (0 if told else 1)
+
+
 def test_claims_come_before_results(small):
     analysis = Analysis("99_small")
     with pytest.raises(CcdError, match=r"call analysis.experiment\(\) before the training"):

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,8 +57,10 @@ class Analysis:
         """
         if jobs() > 1:
             torch.set_num_threads(1)
-        self._experiment = experiment(self.stem, self.parameters)
-        if os.environ.get(CHECKED) != checksum(self.stem, self.parameters):  # the command that executes the notebook did it
+        # A command that executes the notebook has checked its runs.
+        checked = os.environ.get(CHECKED) == checksum(self.stem, self.parameters)
+        self._experiment = replace(experiment(self.stem, self.parameters), checked=checked)
+        if not checked:
             self._experiment.check()
         return self._experiment
 

@@ -70,16 +70,11 @@ class Grid:
         self.folder = paths.outputs() / ".batch" / profile
         self.asked = {stem: asked_for(stem, profile) for stem in self.stems}
         self.experiments = {stem: experiment(stem, values) for stem, (_, values) in self.asked.items()}
-        if check:
-            self.check()
+        for each in self.experiments.values() if check else ():
+            each.check()
         self.runs = {stem: [folder for _, folder in each.runs.values()] for stem, each in self.experiments.items()}
         self.schedule = Schedule(folder for folders in self.runs.values() for folder in folders)
         self.cohorts, self.cohort_of = self.schedule.cohorts, self.schedule.cohort_of
-
-    def check(self) -> None:
-        """Raise CcdError where one of the runs could not be trained."""
-        for each in self.experiments.values():
-            each.check()
 
     # -- what is there
 
@@ -115,10 +110,6 @@ class Grid:
     def marker(self, job: str) -> Path:
         """The file that says that a job was done; a notebook's is named after what it was made from, too."""
         return self.folder / "done" / (f"{job}-{self.fingerprint(job)}" if job in self.runs else job)
-
-    def log(self, job: str) -> Path:
-        """The file with what a job prints."""
-        return self.folder / "logs" / f"{self.marker(job).name}.log"
 
     def about(self, job: str) -> str:
         """A job in words."""

@@ -12,14 +12,13 @@ import torch
 from ccdlib.base import paths
 from ccdlib.base.devices import best_device, device_named, jobs
 from ccdlib.base.registry import CcdError
-from ccdlib.data import sizes_of
 from ccdlib.training.checks import data_of
 from ccdlib.training.config import RunConfig, work_of
 from ccdlib.training.evaluate import evaluate
 from ccdlib.training.loop import prepare, train_epoch
 from ccdlib.training.schedule import grouped
 from ccdlib.training.teachers import untrained
-from ccdlib.training.work import training_macs
+from ccdlib.training.work import images_of, training_macs
 
 RATE = 100.0  # TFLOP/s that a GPU sustains in training, unless CCD_TFLOPS says otherwise
 CPU_RATE = 2e10  # multiply-adds a second that a CPU core sustains in training, while no run is stored yet
@@ -46,12 +45,6 @@ def expected_seconds(configs: Sequence[RunConfig], timed: bool = False) -> list[
     return seconds
 
 
-def images_of(config: RunConfig) -> int:
-    """The number of training images of a run: n_train may be a number, a fraction of the data set, or None for all of it."""
-    every = sizes_of(config.data).images
-    return round(config.n_train * every) if isinstance(config.n_train, float) else config.n_train or every
-
-
 def _stored():
     """{kind of work: [(seconds an image and epoch, fields of its RunConfig), ...]} of stored runs of this kind of device."""
     found = {}
@@ -61,13 +54,8 @@ def _stored():
             if metrics["provenance"]["device"].startswith(best_device().type):
                 pace = metrics["seconds"] / (asked["epochs"] * metrics["train_images"])
                 found.setdefault(work_of(asked), []).append((pace, asked))
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # fit() reports a damaged run; a forecast needs none
-            continue
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # fit() reports a damaged run; a forecast needs none
     return found
 
 

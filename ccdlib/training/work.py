@@ -62,10 +62,14 @@ def model_size(name: str, classes: int, side: int) -> tuple[int, int]:
 
 def training_macs(config: RunConfig) -> float:
     """Multiply-adds of a whole training, computed from those of a step in cost(), without evaluations on the test set."""
-    sizes = sizes_of(config.data)
-    n = config.n_train or sizes.images
-    n = round(n * sizes.images) if isinstance(n, float) else n
-    return _macs_of_input(config, sizes) * _inputs(config) * n / config.batch * config.epochs
+    macs = _macs_of_input(config, sizes_of(config.data))
+    return macs * _inputs(config) * images_of(config) / config.batch * config.epochs
+
+
+def images_of(config: RunConfig) -> int:
+    """The number of training images of a run: n_train may be a number, a fraction of the data set, or None for all of it."""
+    every = sizes_of(config.data).images
+    return round(config.n_train * every) if isinstance(config.n_train, float) else config.n_train or every
 
 
 def _macs_of_input(config, sizes):
