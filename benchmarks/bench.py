@@ -29,7 +29,7 @@ from ccdlib.evidence.cost import step_cost
 from ccdlib.models import build, folded
 from ccdlib.training import Checkpoint, RunConfig, fit_cohort, prepare, train_epoch, untrained
 from ccdlib.training.identity import provenance
-from ccdlib.training.schedule import Schedule, cohorts_of, folders_of, side_by_side
+from ccdlib.training.schedule import Schedule, Trainings, cohorts_of, folders_of
 from ccdlib.training.store import save_weights
 from ccdlib.training.work import cost
 from ccdlib.views import EpochViews, steps_an_epoch
@@ -261,8 +261,8 @@ def _fresh(configs):
         os.environ["CCD_OUTPUTS"] = folder
         try:
             if configs[0].data == "digits":
-                with side_by_side(Schedule(folders_of(configs))) as trained:
-                    trained(configs)
+                with Trainings(Schedule(folders_of(configs))) as trainings:
+                    trainings.wait(configs)
             else:
                 for cohort in cohorts_of(configs):
                     fit_cohort(cohort, show="none")

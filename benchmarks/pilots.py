@@ -18,7 +18,7 @@ from ccdlib.methods import METHODS
 from ccdlib.training import RECIPES, RunConfig, fit, recipe_of
 from ccdlib.training.identity import provenance
 from ccdlib.training.recipes import NAMES
-from ccdlib.training.schedule import Schedule, folders_of, side_by_side
+from ccdlib.training.schedule import Schedule, Trainings, folders_of
 
 FILE = Path(__file__).with_name("pilots.json")
 FIRST = 1000  # seed
@@ -85,7 +85,7 @@ def main(section):
     """Train the arms of a section and say how far each lies above what it is compared with."""
     arms = list({"class": of_designs, "methods": of_methods}[section]())
     rows = []
-    with side_by_side(Schedule(folders_of([config for _, configs, _ in arms for config in configs]))) as trained:
+    with Trainings(Schedule(folders_of([config for _, configs, _ in arms for config in configs]))) as trained:
         for name, configs, base in arms:
             trained(configs)
             found = [fit(config, show="none").accuracy for config in configs]

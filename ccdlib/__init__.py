@@ -13,7 +13,7 @@ The words of the kit:
 """
 
 from ccdlib.analyses import EXPERIMENTS, Experiment, experiment
-from ccdlib.base import extensions, registry
+from ccdlib.base import arithmetic, extensions, registry
 from ccdlib.base.registry import CcdError, UnknownName
 from ccdlib.data import DATASETS, Data, load_data
 from ccdlib.kit.analysis import Analysis
@@ -35,6 +35,7 @@ from ccdlib.training import (
 )
 from ccdlib.views import OPS, POLICIES, VIEWS, Op, Policy, ViewRule, apply_op
 
+arithmetic.from_environment()
 registry.seal()  # what is added from here on is a reader's own
 extensions.load_from_environment()
 

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from scheduling import TestByTest
 
-from ccdlib.base import paths
+from ccdlib.base import arithmetic, paths
 from ccdlib.training import RunConfig, fit
 
+if arithmetic.can_be_portable():
+    assert arithmetic.make_portable(), "something was computed while the tests were imported"
 os.environ.setdefault("CCD_DEVICE", "cpu")  # golden numbers are a CPU's; tests of CUDA name it
 
 

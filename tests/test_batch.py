@@ -24,6 +24,7 @@ from ccdlib.base import paths
 from ccdlib.base.files import write_whole
 from ccdlib.base.registry import CcdError
 from ccdlib.kit import batch, engine, jobs, verdicts
+from ccdlib.kit import finished as kept
 from ccdlib.kit.batch import PAGE as PAGE_JOB
 from ccdlib.kit.batch import Grid
 from ccdlib.kit.jobs import gpu_slot
@@ -326,14 +327,14 @@ def test_a_change_reruns_what_depends_on_it_and_nothing_else(done, monkeypatch):
     yaml.write_text(before)
     assert Grid(PROFILE).missing() == []
     # The library's code: the notebook, whose runs are found. Its comments and docstrings: nothing.
-    monkeypatch.setattr(batch, "library_hash", lambda: "another")
+    monkeypatch.setattr(kept, "library_hash", lambda: "another")
     assert Grid(PROFILE).missing() == [STEM, PAGE_JOB]
 
 
 def test_the_librarys_hash_sees_code_and_no_comments(tmp_path):
     def of(text):
         (tmp_path / "a.py").write_text(text)
-        return batch._code(tmp_path / "a.py")
+        return kept._code(tmp_path / "a.py")
 
     plain = of('"""One."""\ndef f(x):\n    """Two."""\n    return x\n')
     assert of('"""Other."""\ndef f(x):  # why\n    """Words."""\n    return x\n') == plain

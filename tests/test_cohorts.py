@@ -16,7 +16,7 @@ from ccdlib.data import load_data
 from ccdlib.methods import METHODS, losses
 from ccdlib.training import Diverged, RunConfig, cohort, fit, fit_cohort, folder_of, forecast, teacher_of_method
 from ccdlib.training.schedule import cohorts_of
-from ccdlib.views import EpochViews, epoch
+from ccdlib.views import EpochViews, epoch, views_of
 
 SMALL = {"n_train": 40, "batch": 20, "epochs": 2, "model": "resnet8"}
 TEACHER = RunConfig(**SMALL, seed=7)
@@ -119,6 +119,25 @@ def test_views_made_in_blocks_are_those_of_each_batch(monkeypatch, change):
     first = views.batch(steps[2].images[: steps[2].sizes[0]])
     assert torch.equal(first.inputs, steps[2].inputs)
     assert sorted(torch.cat([s.images[: s.sizes[0]] for s in steps]).tolist()) == list(range(40))
+
+
+@pytest.mark.parametrize("change", [{}, {"share": 0.5, "twins": 2}, {"views": "mixup"}, {"views": "cutmix"}, {"views": "raw"}])
+def test_views_of_several_epochs_made_at_once_are_those_of_each(monkeypatch, change):
+    config = RunConfig(**SMALL | {"batch": 7, "epochs": 6, "views": "cifar100"} | change)
+    data = load_data("digits", n_train=40)
+    made = []
+    monkeypatch.setattr(
+        epoch.EpochViews, "batches_of", lambda epochs, make=EpochViews.batches_of: made.append(epochs) or make(epochs)
+    )
+    monkeypatch.setattr(epoch, "BLOCK", 130)
+    ahead = views_of(config, data, config.epochs)
+    for number in range(1, 6):  # as a run that goes on after its first epoch
+        for a, b in zip(ahead.batches(number), EpochViews(config, data, number).batches(), strict=True):
+            assert torch.equal(a.inputs, b.inputs)
+            assert torch.equal(a.labels, b.labels)
+            assert torch.equal(a.images, b.images)
+            assert (a.sizes, a.step, a.of, a.weight) == (b.sizes, b.step, b.of, b.weight)
+    assert [len(epochs) for epochs in made] == [3, 2], "no epoch after the last"
 
 
 # ---------------------------------------------------------------- what happens to them

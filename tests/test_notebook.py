@@ -495,7 +495,7 @@ def test_the_quickstart_on_two_classes_of_an_image_folder(tmp_path, outputs):
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(place / f"{k}.png")
     given = {"data": f"folder:{tmp_path}", **TINY, "n_train": 4, "n_teacher": 0}
-    executed = run_notebook("00_quickstart", given=[(name, str(value)) for name, value in given.items()])
+    executed, _ = run_notebook("00_quickstart", given=[(name, str(value)) for name, value in given.items()])
     assert "2 classes; an image is (3, 32, 32)" in executed.read_text()
 
 
@@ -504,7 +504,7 @@ def test_the_quickstart_on_a_slice_of_real_cifar100(tmp_path, outputs, cifar100_
 
     np.savez(tmp_path / "slice.npz", **cifar100_slice)
     given = {"data": f"npz:{tmp_path / 'slice.npz'}", **TINY, "n_train": 100, "n_teacher": 0}
-    executed = run_notebook("00_quickstart", given=[(name, str(value)) for name, value in given.items()])
+    executed, _ = run_notebook("00_quickstart", given=[(name, str(value)) for name, value in given.items()])
     results = json.loads((executed.with_suffix("") / "results.json").read_text())
     assert [row["arm"] for row in results["table"]] == ["teacher", "student alone", "KD", "KD + JDA", "CCD"]
     assert all(claim["verdict"].startswith("untested") for claim in results["claims"])

@@ -11,7 +11,7 @@ from ccdlib.training.checks import check, data_of
 from ccdlib.training.cohort import Result, fit, folder_of, measured, network_of
 from ccdlib.training.config import Checkpoint, RunConfig, with_teachers
 from ccdlib.training.forecast import expected_seconds
-from ccdlib.training.schedule import Schedule, side_by_side
+from ccdlib.training.schedule import Schedule, Trainings
 from ccdlib.training.store import Folder
 from ccdlib.views import policy_named
 
@@ -27,7 +27,7 @@ class Experiment:
     arms: {name of an arm: its RunConfigs, one for each seed}; Checkpoints are teachers that are not trained here. Arms are
     paired: all have the same seeds in the same order. claims: declared together with the arms, so before any result. facts:
     {arm: {name: value}} for tables and axes; the fact "baseline" names the arm over which the arm's gain is taken. checked:
-    whether check() has been passed; otherwise train() calls it.
+    whether check() has been passed; otherwise the training begins with it. trainings: those under way.
     Errors: CcdError for fewer than two seeds, arms that are not paired, and claims about arms that do not exist.
     """
 
@@ -35,6 +35,7 @@ class Experiment:
     claims: tuple[Claim, ...]
     facts: Mapping[str, dict] = field(default_factory=dict)
     checked: bool = field(default=False, compare=False)
+    trainings: Trainings | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         seeds = {arm: [config.seed for config in configs] for arm, configs in self.arms.items()}
@@ -48,6 +49,11 @@ class Experiment:
             )
         if any(given != first for given in seeds.values()) or len(set(first)) < len(first):
             raise CcdError(f"every arm needs the same seeds, each once and in the same order; the arms have {seeds}")
+        kinds = {(config.precision, config.portable) for config in self._trained}
+        if len(kinds) > 1:
+            raise CcdError(
+                f"the arms differ in (precision, portable): {sorted(kinds)}; arms that are compared must compute in one way"
+            )
         for claim in self.claims:
             claim.needs(self.arms)
 
@@ -84,8 +90,22 @@ class Experiment:
         object.__setattr__(self, "checked", True)
 
     def teacher(self, show: str = "epochs") -> Backbone:
-        """The teacher's network of the first seed, trained if necessary, in eval mode on the CPU; show: see fit()."""
-        return network_of(self.arms["teacher"][0], data_of(self._trained[0]), show)
+        """The teacher's network of the first seed, trained if necessary, in eval mode on the CPU; show: see fit().
+
+        Where runs are trained side by side, all others begin too, for train() to wait for, so that no core is idle meanwhile.
+        """
+        first = self.arms["teacher"][0]
+        if isinstance(first, RunConfig) and not folder_of(first).finished:
+            self._under_way().wait([first])
+        return network_of(first, data_of(self._trained[0]), show)
+
+    def _under_way(self):
+        """The Trainings of all runs, begun once until they are closed."""
+        if self.trainings is None or self.trainings.closed:
+            if not self.checked:
+                self.check()
+            object.__setattr__(self, "trainings", Trainings(Schedule(folder for _, folder in self.runs.values())))
+        return self.trainings
 
     def train(self) -> dict[str, list[Result]]:
         """Train all runs that are not finished yet, and print a line for each arm; returns {arm: a Result for each seed}.
@@ -94,12 +114,10 @@ class Experiment:
         at once as there are cores ($CCD_JOBS, if that is set), with one thread each: a second one hardly helps small networks.
         Errors: CcdError if a run cannot be trained, Diverged if one diverges.
         """
-        if not self.checked:
-            self.check()
         results, width = {}, max(map(len, self.arms))
-        with side_by_side(Schedule(folder for _, folder in self.runs.values())) as trained:
+        with self._under_way() as trainings:
             for arm, configs in self.arms.items():
-                trained(configs)
+                trainings.wait(configs)
                 results[arm] = [self._result(config) for config in configs]
                 mean = sum(result.accuracy for result in results[arm]) / len(configs)
                 said = f"; {said}" if (said := said_of_collapse(collapsed_seeds(results[arm]))) else ""

@@ -1,10 +1,10 @@
 """Devices: what "auto" stands for, how many GPUs and cores there are, and how results name the hardware."""
 
 import os
-import platform
 
 import torch
 
+from ccdlib.base.arithmetic import processor
 from ccdlib.base.registry import CcdError
 
 
@@ -47,10 +47,10 @@ def jobs() -> int:
 
 
 def hardware(device: str | torch.device) -> str:
-    """One line about the hardware: the name of the GPU, or the architecture of the CPU and the number of threads in use."""
+    """One line about the hardware: the name of the GPU, or the name of the CPU and the number of threads in use."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
 def device_named(name: str) -> torch.device:

@@ -86,15 +86,20 @@ def asks_for_parameters(command: Callable) -> Callable:
 )
 @asks_for_parameters
 @click.option("--repair", is_flag=True, help="Train damaged runs again (their folders are kept under another name).")
-def run(notebook, profile, files, given, repair):
+@click.option("--again", is_flag=True, help="Execute it also where nothing has changed since it was executed.")
+def run(notebook, profile, files, given, repair, again):
     """Execute NOTEBOOK (a stem such as 00_quickstart, or a path) and print its result table.
 
-    Unknown parameters and wrong types are refused before anything runs. Finished runs are reused. Exit status: 0,
+    Unknown parameters and wrong types are refused before anything runs. Finished runs are reused, and so is the executed
+    notebook if its parameters, code and runs are still the same. Exit status: 0,
     1 when the notebook failed (its executed copy is kept as .failed.ipynb), 2 for a mistake in what was asked for.
     """
     if repair:
         os.environ["CCD_REPAIR"] = "1"  # read by fit() in the notebook's kernel
-    click.echo(door.report(door.run_notebook(notebook, profile, files, given)))
+    executed, now = door.run_notebook(notebook, profile, files, given, again=again or repair)
+    click.echo(door.report(executed))
+    if not now:
+        click.echo("executed before with the same parameters, code and runs; --again executes it once more")
 
 
 @cli.command(

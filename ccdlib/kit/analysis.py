@@ -11,13 +11,14 @@ import torch
 
 from ccdlib.analyses import Experiment, experiment
 from ccdlib.base import paths
+from ccdlib.base.arithmetic import TOO_LATE, make_portable
 from ccdlib.base.devices import best_device, hardware, jobs
 from ccdlib.base.files import write_whole
 from ccdlib.base.reading import check_name
 from ccdlib.base.registry import CcdError, unknown
 from ccdlib.evidence import stats
 from ccdlib.evidence.published import SOURCE, published
-from ccdlib.kit.parameters import CHECKED, checksum, find, label, profile_parameters
+from ccdlib.kit.parameters import CHECKED, arithmetic_of, checksum, find, label, profile_parameters
 from ccdlib.training import Result, RunConfig
 from ccdlib.training.identity import provenance, source_hash
 
@@ -41,13 +42,16 @@ class Analysis:
         if scope is not None:
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a kernel that is interrupted would show its tasks
             self.parameters = {name: scope[name] for name in self.parameters}
+        self.arithmetic = arithmetic_of(self.parameters)
+        if self.arithmetic.portable and not make_portable():
+            print(f"Not portable: {TOO_LATE}. What this notebook trains in processes of its own is portable.")
         self.profile = label(notebook, profile, self.parameters)
         self.folder = paths.outputs() / self.profile / stem
         self.checks, self.claims, self.rows, self.figures = [], [], [], []
         self._experiment, self.results, self.measured = None, {}, {}
 
     def __repr__(self):
-        return f"Analysis {self.stem}, profile {self.profile}, on {hardware(best_device())}"
+        return f"Analysis {self.stem}, profile {self.profile}, {self.arithmetic.said}, on {hardware(best_device())}"
 
     def experiment(self) -> Experiment:
         """The Experiment of this notebook under its parameters, all of its runs checked; its claims are declared with it.
@@ -179,6 +183,7 @@ class Analysis:
             "notebook": self.stem,
             "profile": self.profile,
             "parameters": self.parameters,
+            "arithmetic": self.arithmetic.said,
             "table": self.rows,
             "claims": self.claims,
             "measured": self.measured,

@@ -5,7 +5,6 @@ outputs/<profile>/, written whole by the job itself; the engine only sees marker
 it deletes or forgets was ever computed. What is done is read from the results, never from the times of files.
 """
 
-import ast
 import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -21,22 +20,14 @@ from ccdlib.base.devices import gpus as every_gpu
 from ccdlib.base.files import write_whole
 from ccdlib.base.reading import check_name
 from ccdlib.base.registry import CcdError, unknown
-from ccdlib.kit import verdicts
-from ccdlib.kit.parameters import asked_for, cells_of, present
+from ccdlib.kit import finished, verdicts
+from ccdlib.kit.parameters import asked_for, present
 from ccdlib.training.checks import check_carried
 from ccdlib.training.forecast import expected_seconds, gpu_hours
-from ccdlib.training.schedule import Schedule, digest_of, unfinished
+from ccdlib.training.schedule import Schedule, unfinished
 from ccdlib.training.store import Folder
 
 PAGE = "verdicts"  # the job that brings the verdict page up to date
-ELSEWHERE = (
-    "cli",
-    "kit/batch.py",
-    "kit/jobs.py",
-    "kit/engine.py",
-    "kit/clean.py",
-    "kit/verdicts.py",
-)  # no result depends on it
 
 
 def stems_of(profile: str) -> tuple[str, ...]:
@@ -84,9 +75,8 @@ class Grid:
 
     def notebook_done(self, stem: str) -> bool:
         """Whether the notebook was executed with these parameters, code cells, ccdlib sources and runs, and is there."""
-        target = paths.outputs() / self.profile / stem
-        there = (target / "results.json").exists() and target.with_suffix(".ipynb").exists()
         # In this order: only a notebook whose runs are all there needs the hash of the library, which takes a second.
+        there = finished.is_there(self.profile, stem)
         return there and not self.missing_cohorts(self.runs[stem]) and self.marker(stem).exists()
 
     def missing_notebooks(self) -> list[str]:
@@ -109,7 +99,9 @@ class Grid:
 
     def marker(self, job: str) -> Path:
         """The file that says that a job was done; a notebook's is named after what it was made from, too."""
-        return self.folder / "done" / (f"{job}-{self.fingerprint(job)}" if job in self.runs else job)
+        if job in self.runs:
+            return finished.marker(self.profile, job, self.fingerprint(job))
+        return self.folder / "done" / job
 
     def about(self, job: str) -> str:
         """A job in words."""
@@ -139,10 +131,8 @@ class Grid:
 
     @lru_cache  # noqa: B019 (a grid lives as long as its process)
     def fingerprint(self, stem: str) -> str:
-        """A hash of what a notebook's results depend on: parameters, code cells, the library's code, the runs."""
-        path, values = self.asked[stem]
-        code = [cell["source"] for cell in cells_of(path, paths.shown(path)) if cell["cell_type"] == "code"]
-        return digest_of([values, code, library_hash(), sorted(folder.path.name for folder in self.runs[stem])])
+        """finished.fingerprint() of a notebook."""
+        return finished.fingerprint(*self.asked[stem], self.runs[stem])
 
     def forget(self) -> None:
         """Remove the markers of what is not done any more, such as runs that were deleted since; a result is never touched."""
@@ -155,22 +145,6 @@ class Grid:
             stem = file.name.rpartition("-")[0]
             if file not in keep and (file.name in ours or stem in self.runs):
                 file.unlink(missing_ok=True)
-
-
-@lru_cache
-def library_hash() -> str:
-    """A hash of the code that a notebook runs: all modules but the doors to them, without comments and docstrings."""
-    package = Path(__file__).parent.parent
-    files = sorted(path for path in package.rglob("*.py") if not path.relative_to(package).as_posix().startswith(ELSEWHERE))
-    return digest_of([[path.name, _code(path)] for path in files])
-
-
-def _code(path):
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
-            del node.body[0]
-    return ast.dump(tree)
 
 
 # ---------------------------------------------------------------- what a person is told before it begins

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING
 
 from ccdlib.analyses.experiment import EXPERIMENTS, experiment
 from ccdlib.base import paths
+from ccdlib.base.arithmetic import switched
 from ccdlib.base.files import write_whole
 from ccdlib.base.registry import CcdError
 from ccdlib.evidence import stats
+from ccdlib.kit import finished
 from ccdlib.kit.analysis import said_of
-from ccdlib.kit.parameters import CHECKED, asked_for, cells_of, checksum, find, label, profile_parameters
+from ccdlib.kit.parameters import CHECKED, arithmetic_of, asked_for, cells_of, checksum, find, label, profile_parameters
 from ccdlib.training.checks import check_surroundings
+from ccdlib.training.schedule import unfinished
 
 if TYPE_CHECKING:  # it takes seconds to import
     from nbformat import NotebookNode
@@ -31,22 +34,41 @@ class NotebookFailed(Exception):
 
 
 def run_notebook(
-    name: str, profile: str = "smoke", files: Sequence[str] = (), given: Sequence[tuple[str, str]] = (), checked: bool = False
-) -> Path:
-    """Execute a notebook by papermill with checked parameters (see asked_for); returns the executed notebook's path.
+    name: str,
+    profile: str = "smoke",
+    files: Sequence[str] = (),
+    given: Sequence[tuple[str, str]] = (),
+    checked: bool = False,
+    again: bool = True,
+) -> tuple[Path, bool]:
+    """Execute a notebook by papermill with checked parameters (see asked_for).
 
     The executed notebook lands in outputs/<label>/<stem>.ipynb, whole or not at all; a failing one as <stem>.failed.ipynb,
-    with NotebookFailed raised. checked: it is known that its runs can be trained. Errors: CcdError before anything runs.
+    with NotebookFailed raised. checked: it is known that its runs can be trained. again: also where it was executed before
+    with the same parameters, code and runs. Returns its path, and whether it was executed now. Errors: CcdError before
+    anything runs.
     """
     path, values = asked_for(name, profile, files, given)
     check_surroundings()
     _check_names_itself(path)
-    if path.stem in EXPERIMENTS and not checked:
-        experiment(path.stem, values).check()
+    here, mark = label(path, profile, values), None
+    target = paths.outputs() / here / f"{path.stem}.ipynb"
+    if path.stem in EXPERIMENTS:
+        planned = experiment(path.stem, values)
+        runs = [folder for _, folder in planned.runs.values()]
+        mark = finished.marker(here, path.stem, finished.fingerprint(path, values, runs))
+        if not (again or unfinished(runs)) and mark.exists() and finished.is_there(here, path.stem):
+            return target, False
+        if not checked:
+            planned.check()
     os.environ[CHECKED] = checksum(path.stem, values)
+    arithmetic = arithmetic_of(values)
     defaults = profile_parameters(path, "smoke")
-    target = paths.outputs() / label(path, profile, values) / f"{path.stem}.ipynb"
-    return execute(path, target, {key: value for key, value in values.items() if value != defaults[key]})
+    with switched(arithmetic.portable):
+        execute(path, target, {key: value for key, value in values.items() if value != defaults[key]})
+    if mark:
+        finished.remember(mark)
+    return target, True
 
 
 def _check_names_itself(path):
@@ -200,7 +222,7 @@ def report(executed: Path) -> str:
     rows = results["table"]
     width = max(len(row["arm"]) for row in rows)
     lines = [
-        f"{results['notebook']}, profile {results['profile']}, {len(rows[0]['seeds'])} seeds",
+        f"{results['notebook']}, profile {results['profile']}, {len(rows[0]['seeds'])} seeds, {results['arithmetic']}",
         f"  {'':{width}}  test accuracy   gain, paired [95 % interval]",
     ]
     for row in rows:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ccdlib.base import paths
+from ccdlib.base.arithmetic import Arithmetic, resolved
+from ccdlib.base.devices import best_device
 from ccdlib.base.reading import check_name, text_of, value_of
 from ccdlib.base.registry import CcdError, unknown
 from ccdlib.data.sources import source_of
@@ -182,6 +184,11 @@ def _absolute(data):
 
 def _parsed(name, text):
     return value_of(text, f"-p {name} {text!r}", "write a number, a word, or a list such as [1, 2]")
+
+
+def arithmetic_of(parameters: dict) -> Arithmetic:
+    """The arithmetic that the parameters of a notebook ask for on this machine."""
+    return resolved(parameters.get("precision", "auto"), parameters.get("portable", False), best_device().type)
 
 
 CHECKED = "CCD_CHECKED"  # the variable by which a command tells the kernel that it has checked all runs of a notebook

@@ -85,10 +85,8 @@ class Method(nn.Module):
         """What the heads make of a network's Output; None where there are none."""
 
     def headed(self, head: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """head(x) in float32, computed in the networks' own precision (bfloat16 on a GPU)."""
-        if x.device.type != "cuda":
-            return head(x)
-        with torch.autocast("cuda", torch.bfloat16):
+        """head(x) in float32, computed in the precision of x, which is that of the network that x comes from."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.dtype == torch.bfloat16):
             return full(head(x))
 
 

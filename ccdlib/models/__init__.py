@@ -7,5 +7,18 @@ It may import base, and nothing above.
 """
 
 from ccdlib.models import networks
-from ccdlib.models.backbone import HE, HE_NORMAL, HE_ZERO, MODELS, UNIFORM, Backbone, Initial, Output, build, folded, initialise
+from ccdlib.models.backbone import (
+    HE,
+    HE_NORMAL,
+    HE_ZERO,
+    MODELS,
+    UNIFORM,
+    Backbone,
+    Initial,
+    Output,
+    build,
+    folded,
+    in_bfloat16,
+    initialise,
+)
 from ccdlib.models.pretrained import pretrained, weights_named

@@ -138,6 +138,13 @@ def _uniform(module, inputs, generator):
         nn.init.uniform_(weights, -(inputs**-0.5), inputs**-0.5, generator=generator)
 
 
+def in_bfloat16(network: nn.Module) -> None:
+    """Hold the weights of convolutions and linear layers in bfloat16, in place, so that autocast need not convert them."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(torch.bfloat16)
+
+
 def folded(network: nn.Module) -> fx.GraphModule:
     """Copy a network in eval mode, with each batch norm folded into the convolution before it where nothing else reads that.
 

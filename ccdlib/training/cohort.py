@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ccdlib.base import paths
+from ccdlib.base.arithmetic import TOO_LATE, make_portable
 from ccdlib.base.devices import best_device, device_named
 from ccdlib.base.registry import CcdError
 from ccdlib.data import Dataset
@@ -25,7 +26,6 @@ from ccdlib.training.checks import (
     whole_data,
 )
 from ccdlib.training.config import Checkpoint, RunConfig
-from ccdlib.training.evaluate import evaluate
 from ccdlib.training.identity import identity, provenance
 from ccdlib.training.loop import Diverged, Trainee, prepare, train_epoch
 from ccdlib.training.store import DamagedRun, Folder, load_weights
@@ -102,6 +102,7 @@ def fit_cohort(
     show = ("bar" if sys.stderr.isatty() else "epochs") if show == "auto" else show
     repair = os.environ.get("CCD_REPAIR") == "1" if repair is None else repair
     device = device_named(configs[0].device)
+    as_asked = computes_as(configs)  # before anything is computed
     data = data_of(configs[0])
     seconds_between_saves()  # a wrong value raises its error before the training
     if check:
@@ -113,6 +114,8 @@ def fit_cohort(
         _check_teacher_of(folders[path], data, device)
     for path in missing if check else ():
         check_fits(folders[path].config, data)
+    if missing and not as_asked:
+        raise CcdError(TOO_LATE)
     if missing and configs[0].processes > 1 and group.size() == 1 and not group.started_by_torchrun():
         check_importable(configs[0])
         group.launch([folders[path].config for path in missing], show, repair)
@@ -130,11 +133,15 @@ def fit_cohort(
     return [_result(config, folder_of(config), data, show) for config in configs]
 
 
+def computes_as(configs: Sequence[RunConfig]) -> bool:
+    """Let this process compute as the runs need it; False where it is too late (see arithmetic.make_portable)."""
+    return not any(config.arithmetic().portable for config in configs) or make_portable()
+
+
 def folder_of(config: RunConfig) -> Folder:
     """The Folder of a run, trained or not. Errors: CcdError for data or a teacher's file that is not there."""
     device = best_device().type if config.device == "auto" else config.device
-    precision = "bfloat16" if device == "cuda" else "float32"
-    return Folder(config, identity(config, lambda c: whole_data(c).facts, precision))
+    return Folder(config, identity(config, lambda c: whole_data(c).facts, device))
 
 
 def measured(teacher: Checkpoint, data: Dataset) -> Result:
@@ -238,7 +245,7 @@ class Member:
         config, trainee = self.trainee.config, self.trainee
         began = time.perf_counter()
         tested = row["epoch"] == config.epochs or row["epoch"] % config.eval_every == 0
-        row["test_accuracy"] = evaluate(trainee.network, trainee.data, trainee.device)["accuracy"] if tested else None
+        row["test_accuracy"] = trainee.tested() if tested else None
         self.rows.append(row | {"seconds": round(seconds + time.perf_counter() - began, 4)})
 
     def save(self) -> None:
@@ -253,7 +260,7 @@ class Member:
         if group.rank():
             return
         trainee = self.trainee
-        metrics = facts | _metrics(self.rows, trainee.data, trainee.device, len(self.rows) - self.found)
+        metrics = facts | _metrics(self.rows, trainee.config, trainee.data, trainee.device, len(self.rows) - self.found)
         self.folder.finish(trainee.network, trainee.method, self.rows, metrics)
 
 
@@ -269,11 +276,12 @@ def _train(folders, data, taught_by, device, show, repair):
             f"{paths.outputs()} is not the same folder for all processes; set CCD_OUTPUTS to one that all machines share"
         )
     facts, saved, epochs = _facts_of_teacher(members[0], taught_by, device), time.monotonic(), folders[0].config.epochs
+    views = trainees[0].views()
     for epoch in _epochs(members, show):
         # A cohort that was killed while it saved its states goes on from different epochs.
         active = [member for member in members if len(member.rows) == epoch and not member.failed]
         began = time.perf_counter()
-        rows = train_epoch([member.trainee for member in active], epoch)
+        rows = train_epoch([member.trainee for member in active], epoch, views)
         seconds = (time.perf_counter() - began) / max(1, len(active))
         for member, row in zip(active, rows, strict=True):
             if isinstance(row, Diverged):
@@ -305,7 +313,7 @@ def _facts_of_teacher(member, taught_by, device):
     return {"teacher_accuracy": reached}
 
 
-def _metrics(rows, data, device, epochs_here):
+def _metrics(rows, config, data, device, epochs_here):
     tested = [(row["test_accuracy"], row["epoch"]) for row in rows if row["test_accuracy"] is not None]
     best, best_epoch = max(tested, key=lambda pair: (pair[0], -pair[1]))
     return {
@@ -317,7 +325,7 @@ def _metrics(rows, data, device, epochs_here):
         "seconds": round(sum(row["seconds"] for row in rows), 3),
         "resumed": epochs_here < len(rows),
         "data": {"name": data.name, "sha256": data.fingerprint},
-        "provenance": provenance(device),
+        "provenance": provenance(device, config.arithmetic(device.type)),
     }
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ccdlib.base.arithmetic import Arithmetic, Precision, resolved
+from ccdlib.base.devices import best_device
 from ccdlib.base.registry import CcdError, Registry, unknown
 from ccdlib.data import source_of, statistics_of
 from ccdlib.methods import METHODS, check_settings, words_in
@@ -128,7 +130,12 @@ class RunConfig(Strict):
     norms see one pass at a time. clip: the largest norm of a step's gradient, which is scaled down to it (None: no limit).
     eval_every: number of epochs between evaluations on the test set; the last epoch is always evaluated.
     processes: number of processes that train the run together (see group.py), each with a GPU or a part of the CPU.
-    device: "auto", "cpu" or "cuda". The run's name depends on every field but device and processes.
+    device: "auto", "cpu" or "cuda".
+    precision: of networks, "float32" or "bfloat16"; "auto": bfloat16 on a GPU and float32 on a CPU; "fast": bfloat16 also on a
+    CPU that has instructions for it (AMX). Weights, batch norm statistics, losses and the optimiser are always float32.
+    portable: whether the bits are to be those of every x86-64 processor, on one thread (see base/arithmetic.py). It counts for
+    float32 on a CPU only.
+    The run's name depends on every field but device and processes, and on the precision that is meant on the device.
     Errors: CcdError (a ValueError) that says what was given and what is allowed.
     """
 
@@ -163,6 +170,8 @@ class RunConfig(Strict):
     clip: Annotated[Positive | None, Use("recipe", own=True, named="where set")] = None
     processes: Annotated[Few, Use("compute", named="by content")] = 1
     device: Annotated[Literal["auto", "cpu", "cuda"], Use("compute", named="by content")] = "auto"
+    precision: Annotated[Precision, Use("compute", named="by content")] = "auto"
+    portable: Annotated[bool, Use("compute", named="by content")] = False
 
     @classmethod
     def fields_where(cls, belongs: Callable[[Use], bool]) -> list[str]:
@@ -221,6 +230,11 @@ class RunConfig(Strict):
         parts = self.accumulate * self.processes
         if parts == 1:
             return
+        if self.processes > 1 and self.portable:
+            raise CcdError(
+                f"processes = {self.processes} with portable = True: the bits would depend on the number of processes; give "
+                "processes = 1, or portable = False"
+            )
         if self.processes > 1 and isinstance(
             self.teacher, RunConfig
         ):  # the same processes train the teacher, which must allow it
@@ -296,6 +310,11 @@ class RunConfig(Strict):
         """The seed of batch order, crops and policy draws: `draws`, or `seed` where that is None."""
         return self.seed if self.draws is None else self.draws
 
+    def arithmetic(self, device: str | None = None) -> Arithmetic:
+        """What `precision` and `portable` stand for on a device, "cpu" or "cuda" (None: that of this configuration)."""
+        kind = device or (best_device().type if self.device == "auto" else self.device)
+        return resolved(self.precision, self.portable, kind)
+
     @property
     def cohort(self) -> str:
         """A key that is equal for runs that can be trained together by fit_cohort().
@@ -342,8 +361,10 @@ _WORK = tuple(RunConfig.fields_where(lambda use: use.work))
 
 def work_of(asked: dict) -> str:
     """RunConfig.work, computed from the fields of a configuration as a run's config.json stores them."""
-    teacher = asked.get("teacher") or {}
-    return str([asked.get(name) for name in _WORK] + [teacher.get("model")])
+    teacher, device = asked.get("teacher") or {}, asked.get("device", "auto")
+    kind = best_device().type if device == "auto" else device
+    arithmetic = resolved(asked.get("precision", "auto"), asked.get("portable", False), kind)
+    return str([asked.get(name) for name in _WORK] + [teacher.get("model"), *arithmetic])
 
 
 def with_teachers(config: "RunConfig | Checkpoint | None") -> list[RunConfig]:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ccdlib.base.arithmetic import Precision, resolved
 from ccdlib.data import Dataset
 from ccdlib.training import group
 from ccdlib.views.crops import normalise
@@ -11,11 +12,16 @@ from ccdlib.views.crops import normalise
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, data: Dataset, device: str | torch.device = "cpu", batch: int | None = None
+    network: nn.Module,
+    data: Dataset,
+    device: str | torch.device = "cpu",
+    batch: int | None = None,
+    precision: Precision = "auto",
 ) -> dict[str, float]:
     """Top-1 "accuracy" (percent) and mean cross entropy "loss" of a network, which is on `device`, on the test set of `data`.
 
     batch: images at once. None: 500 on a GPU, and 125 on a CPU, where the features of more images do not fit into the cache.
+    precision: as in RunConfig.
     The processes of a group share the test images, and all of them get the result.
     """
     device, counts = torch.device(device), torch.zeros(3, dtype=torch.float64)
@@ -23,7 +29,7 @@ def evaluate(
     for images, labels in data.in_parts(torch.arange(len(data.test_labels))[group.rank() :: group.size()], batch):
         if not len(labels):  # more processes than images
             continue
-        logits = predict(network, data, images, device, batch).cpu()
+        logits = predict(network, data, images, device, batch, precision).cpu()
         labels = labels.cpu()
         loss = F.cross_entropy(logits, labels).double() * len(labels)
         counts += torch.stack([(logits.argmax(1) == labels).sum().double(), loss, torch.tensor(float(len(labels)))])
@@ -33,17 +39,23 @@ def evaluate(
 
 @torch.no_grad()
 def predict(
-    network: nn.Module, data: Dataset, images: torch.Tensor, device: str | torch.device = "cpu", batch: int = 500
+    network: nn.Module,
+    data: Dataset,
+    images: torch.Tensor,
+    device: str | torch.device = "cpu",
+    batch: int = 500,
+    precision: Precision = "auto",
 ) -> torch.Tensor:
     """Logits (N, classes), float32, of uint8 images (N, C, H, W), normalised by the mean and standard deviation of `data`.
 
-    The network, which is on `device`, is set to eval mode; batch: images at once.
+    The network, which is on `device`, is set to eval mode; batch: images at once. precision: of the network, as in RunConfig.
     """
     network.eval()
     device = torch.device(device)
+    half = resolved(precision, False, device.type).half
     logits = []
     for part in images.split(batch):
         inputs = normalise(part.to(device), data.mean, data.std)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             logits.append(network(inputs).logits.float())
     return torch.cat(logits)

@@ -137,11 +137,13 @@ class JointNorm(nn.BatchNorm2d):
         variance = (square - mean.square()).clamp(min=0)
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(x.dtype), self.momentum)
-            self.running_var.lerp_((variance * n / (n - 1)).to(x.dtype), self.momentum)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((variance * n / (n - 1)).to(self.running_var.dtype), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
-        return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
+        own = self.running_mean.dtype  # float32, also where x is bfloat16
+        normal = x.to(own) * scale.to(own).view(1, -1, 1, 1) + shift.to(own).view(1, -1, 1, 1)
+        return normal.to(x.dtype)
 
 
 def in_group(network: nn.Module, device: torch.device) -> nn.Module:

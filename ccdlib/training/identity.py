@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ccdlib.base import paths
+from ccdlib.base.arithmetic import Arithmetic, processor
 from ccdlib.base.devices import hardware
 from ccdlib.base.files import sha256
 from ccdlib.base.registry import CcdError
@@ -59,8 +60,9 @@ def git_state() -> tuple[str, bool | None]:
     return commit, bool(status.strip())
 
 
-def provenance(device: torch.device) -> dict:
-    """The code, library versions, machine and date of a result, as strings, whole numbers and booleans."""
+def provenance(device: torch.device, arithmetic: Arithmetic | None = None) -> dict:
+    """The code, library versions, machine and date of a result, and the arithmetic of a run, as strings, whole numbers and
+    booleans."""
     commit, dirty = git_state()
     return {
         "git_commit": commit,
@@ -71,26 +73,30 @@ def provenance(device: torch.device) -> dict:
         "python": platform.python_version(),
         "device": str(device),
         "hardware": hardware(device),
+        "processor": processor(),
+        **(arithmetic._asdict() if arithmetic else {}),
         "threads": torch.get_num_threads(),
         "date": datetime.now(UTC).date().isoformat(),
     }
 
 
-def identity(config: RunConfig, data_facts: Callable[[RunConfig], dict], precision: str) -> dict:
+def identity(config: RunConfig, data_facts: Callable[[RunConfig], dict], device: str) -> dict:
     """Everything that shapes a run, as a dict whose hash names the run's folder.
 
-    It holds the configuration, the checksums of the data, the identity of the teacher, and the source of rows that a reader
-    added. data_facts: a function from a configuration to the facts of its data. precision: "float32" (CPU) or "bfloat16" (CUDA
-    autocast). Errors: CcdError for a teacher file that is not there.
+    It holds the configuration, the checksums of the data, the identity of the teacher, the arithmetic, and the source of rows
+    that a reader added. data_facts: a function from a configuration to the facts of its data. device: "cpu" or "cuda", which
+    decides what precision is meant. Errors: CcdError for a teacher file that is not there.
     """
     unused = {*_BY_CONTENT} | {name for name in _WHERE_SET if getattr(config, name) == RunConfig.model_fields[name].default}
     unused |= {"subset_seed"} if config.n_train is None else set()  # without a subset, its seed shapes nothing
     unused |= {"draws"} if config.draws_seed == config.seed else set()
-    facts = config.model_dump(mode="json", exclude=unused) | {"precision": precision} | config.rule.facts()
+    arithmetic = config.arithmetic(device)
+    facts = config.model_dump(mode="json", exclude=unused) | {"precision": arithmetic.precision} | config.rule.facts()
+    facts |= {"portable": True} if arithmetic.portable else {}
     if isinstance(config.teacher, Checkpoint):
         facts["teacher"] = _identity_of_file(config.teacher)
     elif config.teacher is not None:
-        facts["teacher"] = identity(config.teacher, data_facts, precision)
+        facts["teacher"] = identity(config.teacher, data_facts, device)
     added = {f"{rows.kind} {name}": rows.added[name].digest() for rows, name in config.rows if name in rows.added}
     facts |= {"added": added} if added else {}
     return facts | {"data": data_facts(config), "protocol": protocol_of(config)}

@@ -4,6 +4,7 @@ One run is a cohort of one. train_step() is the loop itself; the details of pass
 below it, and in cohort.py.
 """
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
@@ -13,26 +14,30 @@ import torch
 from ccdlib.base.registry import CcdError
 from ccdlib.data import Dataset
 from ccdlib.methods import METHODS, Method
-from ccdlib.models import Backbone, Output, build, folded
+from ccdlib.models import Backbone, Output, build, folded, in_bfloat16
 from ccdlib.training import group
 from ccdlib.training.config import RunConfig
+from ccdlib.training.evaluate import evaluate
 from ccdlib.training.store import trained_by
 from ccdlib.training.teachers import TaughtBy, method_of
-from ccdlib.views import Batch, epoch_views
+from ccdlib.views import Ahead, Batch, views_of
 
 
 class Diverged(CcdError):
     """The loss or the weights of a run are no longer finite numbers."""
 
 
-def train_epoch(trainees: list["Trainee"], epoch: int) -> list[dict | Diverged]:
-    """Train a cohort for one epoch, counted from 0: for each Trainee its row of the curves, or the Diverged that ends it."""
+def train_epoch(trainees: list["Trainee"], epoch: int, views: Ahead | None = None) -> list[dict | Diverged]:
+    """Train a cohort for one epoch, counted from 0: for each Trainee its row of the curves, or the Diverged that ends it.
+
+    views: the batches of the whole training (None: those of this epoch are made anew).
+    """
     if not trainees:
         return []
     for trainee in trainees:
         trainee.begin(epoch)
-    logs, first = [Log() for _ in trainees], trainees[0]
-    for batch in epoch_views(first.config, first.data, epoch, group.rank(), group.size()).batches():
+    logs = [Log() for _ in trainees]
+    for batch in (views or trainees[0].views(epoch + 1)).batches(epoch):
         train_step(trainees, batch, logs)
     return [log.row(trainee, epoch) for trainee, log in zip(trainees, logs, strict=True)]
 
@@ -67,7 +72,8 @@ class Trainee:
 
     network: the student. teacher: a network that is not trained, its batch norms folded into its convolutions; None without a
     teacher, and where `frozen`. frozen: the network is a trained teacher that stays as it is, and only the method's heads are
-    trained. shared: the network as group.in_group() wraps it for several processes; with one process the network itself.
+    trained. shared: the network as group.in_group() wraps it for several processes; with one process the network itself. half:
+    whether networks compute in bfloat16.
     """
 
     config: RunConfig
@@ -79,6 +85,7 @@ class Trainee:
     optimiser: torch.optim.Optimizer
     frozen: bool
     shared: torch.nn.Module
+    half: bool
 
     def begin(self, epoch: int) -> None:
         """Set training mode and the learning rate for an epoch, counted from 0."""
@@ -86,6 +93,13 @@ class Trainee:
         self.method.train()
         for part in self.optimiser.param_groups:
             part["lr"] = self.config.lr_at(epoch)
+
+    def views(self, epochs: int | None = None) -> Ahead:
+        """The batches of its training, or this process's part of them, the same for all runs of a cohort.
+
+        epochs: how many epochs there are (None: as many as the configuration says).
+        """
+        return views_of(self.config, self.data, epochs or self.config.epochs, group.rank(), group.size())
 
     def student(self, inputs: torch.Tensor) -> Output:
         """The Output of the student on inputs (B, C, H, W), with gradients unless it is frozen."""
@@ -96,8 +110,13 @@ class Trainee:
         with torch.no_grad():
             return self._forward(network, inputs)
 
+    def tested(self) -> float:
+        """The accuracy of the student on the test set, in percent, computed in the precision of its training."""
+        precision = "bfloat16" if self.half else "float32"
+        return evaluate(self.network, self.data, self.device, precision=precision)["accuracy"]
+
     def _forward(self, network, inputs):
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             output = network(inputs)
         # Losses are computed in float32, also where autocast computed the logits in bfloat16.
         return output._replace(logits=output.logits.float(), pooled=output.pooled.float())
@@ -156,12 +175,11 @@ class Log:
         counts = torch.stack([torch.as_tensor(self.correct), torch.tensor(self.seen, device=history.device)])
         correct, seen = group.total(counts).tolist()
         where, broken = None, (~history.isfinite().all(1)).nonzero()
-        states = (part.state_dict().values() for part in (trainee.network, trainee.method))
         if len(broken):
             at = broken[0].item()
             where = f"step {at + 1} of {len(history)}, {dict(zip(self.names, history[at].tolist(), strict=True))}"
             where = f"the loss is not a finite number any more: epoch {epoch + 1}, {where}"
-        elif not all(tensor.isfinite().all() for tensor in chain.from_iterable(states)):
+        elif not _largest(trainee.network, trainee.method).isfinite():
             where = f"the weights are not finite numbers any more after epoch {epoch + 1}, step {len(history)}"
         if where:
             return Diverged(f"{where}. What was saved before is kept; lower lr (it was {config.lr:g}), or check the data")
@@ -169,12 +187,21 @@ class Log:
         return {"epoch": epoch + 1, "lr": config.lr_at(epoch)} | means | {"train_accuracy": 100 * correct / seen}
 
 
+@torch.no_grad()
+def _largest(*modules):
+    """The largest absolute value of all weights and buffers, NaN where there is one."""
+    every = chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules)
+    return torch.nn.utils.get_total_norm([tensor for tensor in every if tensor.is_floating_point()], math.inf)
+
+
 def prepare(configs: list[RunConfig], data: Dataset, device: torch.device, taught_by: TaughtBy) -> list[Trainee]:
     """The Trainees of a cohort on `device`, with fresh weights. data: on the same device. taught_by: the cohort's teacher."""
     teacher, heads = taught_by
-    answering = None
+    answering, half = None, configs[0].arithmetic(device.type).half
     if teacher is not None:
         answering = folded(teacher).to(device, memory_format=torch.channels_last)
+        if half:
+            in_bfloat16(answering)
     trainees = []
     for config in configs:
         network = build(config.model, data.classes, data.channels, config.seed)
@@ -197,7 +224,7 @@ def prepare(configs: list[RunConfig], data: Dataset, device: torch.device, taugh
         )
         shared = group.in_group(network, device)
         trainees.append(
-            Trainee(config, data, device, network, None if frozen else answering, method, optimiser, frozen, shared)
+            Trainee(config, data, device, network, None if frozen else answering, method, optimiser, frozen, shared, half)
         )
     if heads is not None:
         heads.to(device)

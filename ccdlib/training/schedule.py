@@ -1,21 +1,22 @@
 """The schedule of many runs, for notebooks and batches: each run once, in cohorts, teachers before their students."""
 
+import atexit
 import hashlib
 import json
 import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
 from functools import cache
 
 from loky import ProcessPoolExecutor
 
 from ccdlib.base import extensions
+from ccdlib.base.arithmetic import SWITCHES
 from ccdlib.base.devices import jobs
 from ccdlib.training import group
-from ccdlib.training.cohort import fit_cohort, folder_of
+from ccdlib.training.cohort import computes_as, fit_cohort, folder_of
 from ccdlib.training.config import RunConfig, with_teachers
 from ccdlib.training.store import Folder
 
@@ -85,37 +86,56 @@ def _key(folders):
     return f"{folders[0].config.method}-{digest_of(sorted(folder.path.name for folder in folders))}"
 
 
-@contextmanager
-def side_by_side(schedule: Schedule) -> Iterator[Callable[[Sequence[RunConfig]], None]]:
-    """Context whose value is a function that trains what the schedule lacks of a list of configurations, and then returns.
+class Trainings:
+    """What a schedule lacks, in training.
 
     With several jobs ($CCD_JOBS, or the number of cores) worker processes train all missing cohorts, in the order of the
-    schedule, and the function waits for those of its list. With one job the function trains these itself. Runs that need
-    several processes are trained by one group of processes. The workers end with the context.
+    schedule, from the beginning on. With one job, wait() trains what it is asked for in this process, unless that cannot
+    compute as the runs need it. Runs that need several processes are trained by one group of processes. closed: whether the
+    workers have ended. A context: they end with it.
     """
-    missing = [[folder.config for folder in unfinished(schedule.cohorts[key])] for key in schedule.missing()]
-    pool, together = None, [config for cohort in missing for config in cohort]
-    if any(config.processes > 1 for config in together):  # one group for all runs, because a group takes seconds to start
-        once = cache(lambda: group.launch(together, "none"))
-        begun = [(together, once)]
-    elif jobs() == 1 or not missing:
-        begun = [(cohort, lambda cohort=cohort: _fit(cohort)) for cohort in missing]
-    else:
-        environment = {"OMP_NUM_THREADS": "1"} | extensions.environment()
-        pool = ProcessPoolExecutor(jobs(), timeout=60, env=environment, initializer=_end_with_parent)
-        rows = extensions.carried()
-        begun = [(cohort, pool.submit(_fit_in_worker, cohort, rows).result) for cohort in _spread(missing, jobs())]
 
-    def trained(configs):
-        for cohort, result in begun:
-            if any(config in cohort for config in configs):
-                result()
+    def __init__(self, schedule: Schedule):
+        missing = [[folder.config for folder in unfinished(schedule.cohorts[key])] for key in schedule.missing()]
+        together = [config for cohort in missing for config in cohort]
+        self._pool, self.closed = None, False
+        if any(config.processes > 1 for config in together):  # one group for all runs, because a group takes seconds to start
+            self._begun = [(together, cache(lambda: group.launch(together, "none")))]
+        elif not missing or (jobs() == 1 and computes_as(together)):
+            self._begun = [(cohort, lambda cohort=cohort: _fit(cohort)) for cohort in missing]
+        else:
+            portable = any(config.arithmetic().portable for config in together)
+            environment = {"OMP_NUM_THREADS": "1"} | (SWITCHES if portable else {}) | extensions.environment()
+            self._pool = ProcessPoolExecutor(jobs(), timeout=60, env=environment, initializer=_end_with_parent)
+            atexit.register(self.close, stop=True)  # before loky's own, which would wait for the workers
+            rows = extensions.carried()
+            self._begun = [
+                (cohort, self._pool.submit(_fit_in_worker, cohort, rows).result) for cohort in _spread(missing, jobs())
+            ]
 
-    try:
-        yield trained
-    finally:
-        if pool:
-            pool.shutdown(wait=True, kill_workers=sys.exc_info()[0] is not None)
+    def wait(self, configs: Sequence[RunConfig]) -> None:
+        """Return when these runs are finished. Errors: as fit_cohort()."""
+        try:
+            for cohort, result in self._begun:
+                if any(config in cohort for config in configs):
+                    result()
+        except BaseException:
+            self.close(stop=True)
+            raise
+
+    def close(self, stop: bool = False) -> None:
+        """End the workers, after their work or, to `stop` it, at once; what they saved is kept."""
+        self.closed = True
+        if self._pool:
+            pool, self._pool = self._pool, None
+            atexit.unregister(self.close)
+            pool.shutdown(wait=True, kill_workers=stop)
+
+    def __enter__(self) -> "Trainings":
+        return self
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        self.close(stop=kind is not None)
 
 
 def _end_with_parent():

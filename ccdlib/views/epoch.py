@@ -1,7 +1,7 @@
 """An epoch as batches of views, of images in memory."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ccdlib.base.streams import stream
 from ccdlib.data.dataset import Dataset
 from ccdlib.views.crops import Crops, crop_and_flip, draw_crops, normalise, rotations
-from ccdlib.views.draws import Drawn
+from ccdlib.views.draws import Drawn, joined
 
 
 class Batch(NamedTuple):
@@ -113,6 +113,13 @@ class EpochViews:
         for first in range(0, len(parts), at_once):
             yield from self._made(parts[first : first + at_once])
 
+    @staticmethod
+    def batches_of(epochs: list["EpochViews"]) -> list[list[Batch]]:
+        """For each of several epochs of one configuration, its batches; the views of all are made at once."""
+        parts = [each.parts() for each in epochs]
+        made = _made_at_once(list(zip(epochs, parts, strict=True)))
+        return [[next(made) for _ in own] for own in parts]
+
     def batch(self, rows: torch.Tensor, step: int = 0) -> Batch:
         """The Batch of the images `rows` (n,), row numbers on the CPU; step: its number in the epoch.
 
@@ -125,16 +132,7 @@ class EpochViews:
         return [part.rows if v < self.rule.base else part.rows[self.has_twin[part.rows]] for v in range(self.views)]
 
     def _made(self, parts):
-        """The batches of `parts`. Crops and ops take the images of all parts at once: on few images an op is all overhead."""
-        owners = zip(*map(self._owners, parts), strict=True)
-        views = []
-        for v, rows in enumerate(owners):
-            images, labels = self._view(v, torch.cat(rows))
-            sizes = [len(part) for part in rows]
-            views.append(zip(rows, images.split(sizes), labels.split(sizes), strict=True))
-        for part, seen in zip(parts, zip(*views, strict=True), strict=True):
-            rows, images, labels = zip(*seen, strict=True)
-            yield self._batch(rows, torch.cat(images), torch.cat(labels), part)
+        return _made_at_once([(self, parts)])
 
     def _batch(self, owners, views, labels, part):
         turns = self.rule.turns
@@ -143,27 +141,73 @@ class EpochViews:
         owners = owners * turns
         return Batch(inputs, labels, torch.cat(owners), tuple(map(len, owners)), part.step, part.of, part.weight)
 
-    def _view(self, v, rows):
-        """View v of the images `rows`, and its labels: (n,), or (n, classes) where the rule mixes, also of base views."""
-        rule, draws = self.rule, self.drawn(v, rows)
-        labels, images = self._labels(rows), self._images(v, rows, draws)
+    def _view(self, rows, draws, crops, crops_of_partners):
+        """A view of the images `rows`, and its labels: (n,), or (n, classes) where the rule mixes, also of base views."""
+        rule = self.rule
+        labels, images = self._labels(rows), self._images(rows, draws, crops)
         if not rule.mixes:
             return images, labels
         labels = F.one_hot(labels, self.data.classes).float()
         if draws is None:
             return images, labels
         partners = rule.partners_of(draws)
-        mixed = rule.apply(images, draws, self._images(v, partners, None))
+        mixed = rule.apply(images, draws, self._images(partners, None, crops_of_partners))
         share = rule.shares(draws, *images.shape[2:]).to(labels.device)[:, None]
         return mixed, share * labels + (1 - share) * F.one_hot(self._labels(partners), self.data.classes)
 
     def _labels(self, rows):
         return self.data.train_labels[rows.to(self.data.train_labels.device, non_blocking=True)]
 
-    def _images(self, v, rows, draws):
-        """The images `rows`, cropped as in view v and, by `draws`, augmented before or after the crop."""
+    def _images(self, rows, draws, crops):
+        """The images `rows`, cropped by `crops` and, by `draws`, augmented before or after the crop."""
         images = self.data.train_images.index_select(0, rows.to(self.data.train_images.device, non_blocking=True))
-        crops, applies = self.crops[v][rows], draws is not None and not self.rule.mixes  # mixing comes after the crop
+        applies = draws is not None and not self.rule.mixes  # mixing comes after the crop
         if applies and self.config.jda == "after crop":
             return self.rule.apply(crop_and_flip(images, crops, self.data.pad), draws)
         return crop_and_flip(self.rule.apply(images, draws) if applies else images, crops, self.data.pad)
+
+
+def _made_at_once(epochs):
+    """The batches of [(EpochViews, some of its parts), ...], in order.
+
+    Crops and ops take the images of all parts at once: on few images an op is all overhead.
+    """
+    first, parts = epochs[0][0], [part for _, own in epochs for part in own]
+    owners = [[views._owners(part) for part in own] for views, own in epochs]
+    made = []
+    for v in range(first.views):
+        rows = [torch.cat([part[v] for part in own]) for own in owners]  # one tensor an epoch
+        every = [(views, mine, views.drawn(v, mine)) for (views, _), mine in zip(epochs, rows, strict=True)]
+        crops = joined([views.crops[v][mine] for views, mine, _ in every])
+        draws = None if every[0][2] is None else joined([drawn for *_, drawn in every])
+        theirs = None
+        if draws is not None and first.rule.mixes:
+            theirs = joined([views.crops[v][first.rule.partners_of(drawn)] for views, _, drawn in every])
+        images, labels = first._view(torch.cat(rows), draws, crops, theirs)
+        sizes = [len(part[v]) for own in owners for part in own]
+        made.append(list(zip(images.split(sizes), labels.split(sizes), strict=True)))
+    rows = [part for own in owners for part in own]
+    for k, part in enumerate(parts):
+        images, labels = zip(*(view[k] for view in made), strict=True)
+        yield first._batch(rows[k], torch.cat(images), torch.cat(labels), part)
+
+
+class Ahead:
+    """The batches of a training, epoch by epoch. Where an epoch has few images, the views of several are made at once.
+
+    make: makes the EpochViews of an epoch. images: of an epoch. epochs: of the training.
+    """
+
+    def __init__(self, make: Callable[[int], EpochViews], images: int, epochs: int):
+        self.make, self.epochs, self.ready = make, epochs, {}
+        self.at_once = BLOCK // images
+
+    def batches(self, epoch: int) -> Iterable[Batch]:
+        """The batches of an epoch, counted from 0."""
+        if self.at_once < 2:
+            return self.make(epoch).batches()
+        if epoch not in self.ready:
+            numbers = range(epoch, min(epoch + self.at_once, self.epochs))
+            made = EpochViews.batches_of([self.make(number) for number in numbers])
+            self.ready = dict(zip(numbers, made, strict=True))
+        return self.ready.pop(epoch)

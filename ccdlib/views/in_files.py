@@ -10,7 +10,7 @@ from ccdlib.base.streams import stream
 from ccdlib.data.dataset import Dataset
 from ccdlib.data.files import loaded, tensor
 from ccdlib.views.draws import Drawn, joined
-from ccdlib.views.epoch import Batch, EpochViews
+from ccdlib.views.epoch import BLOCK, Ahead, Batch, EpochViews
 from ccdlib.views.rules import VIEWS, ViewRule
 
 
@@ -86,6 +86,13 @@ def together(images: list[list[tuple]]) -> list[tuple[torch.Tensor, Drawn | None
         views, draws = zip(*(seen[v] for seen in images if len(seen) > v), strict=True)
         by_view.append((torch.stack(views), None if draws[0] is None else joined(draws)))
     return by_view
+
+
+def views_of(config: Any, data: Dataset, epochs: int, rank: int = 0, size: int = 1) -> Ahead:
+    """The batches of a training of so many `epochs`; the other arguments as in epoch_views."""
+    # Images in files are decoded by workers, an epoch at a time.
+    images = BLOCK if data.in_files else len(data.train_labels)
+    return Ahead(lambda epoch: epoch_views(config, data, epoch, rank, size), images, epochs)
 
 
 def epoch_views(config: Any, data: Dataset, epoch: int, rank: int = 0, size: int = 1) -> EpochViews:
