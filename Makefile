@@ -10,7 +10,7 @@ READY := $(if $(CONDA),conda-ready,.venv/.ready)
 
 BATCH_NB = $(if $(findstring command line,$(origin NB))$(findstring environment,$(origin NB)),$(NB))
 
-.PHONY: help reproduce batch test drills lab lint notebooks bench clean constraints conda-ready
+.PHONY: help reproduce batch test drills lab lint notebooks bench gpu clean constraints conda-ready
 help:
 	@echo 'make reproduce [NB=00_quickstart] [PROFILE=class]   set up, run one notebook (others: PROFILE=lite), print its table'
 	@echo 'make test        set up, run the tests and check the first notebook, cell by cell'
@@ -20,6 +20,7 @@ help:
 	@echo 'make lint        ruff over .py and .ipynb'
 	@echo 'make notebooks   run all notebooks with their defaults, keep the outputs in notebooks/'
 	@echo 'make bench       this kit against the usual way, a table (half an hour; run nothing else meanwhile)'
+	@echo 'make gpu [HOURS=0.5] [PROFILE=paper]                tests and benchmark on a GPU, then a batch for so many hours'
 	@echo 'make clean       remove caches and .venv; results stay'
 
 reproduce: $(READY)
@@ -46,6 +47,9 @@ lint: $(READY)
 
 notebooks: $(READY)
 	$(BIN)/ccd refresh notebooks/*.ipynb
+
+gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py --hours $(or $(HOURS),0.5) --profile $(or $(PROFILE),paper)
 
 bench: $(READY)
 	$(BIN)/python -W ignore benchmarks/bench.py

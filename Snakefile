@@ -35,9 +35,10 @@ DO = f"OMP_NUM_THREADS={{threads}} CCD_JOBS=1 {quote(sys.executable)} -m ccdlib 
 THREADS = int(config.get("threads", 1))
 
 
-def named(kind):
-    """The marker names of the jobs of a kind, as a pattern."""
-    return "|".join(name for name, job in JOBS.items() if job["kind"] == kind) or "(?!)"
+def named(kind, tier=None):
+    """The marker names of the jobs of a kind, and of a place in the order of worth, as a pattern."""
+    names = [name for name, job in JOBS.items() if job["kind"] == kind and tier in (None, job["tier"])]
+    return "|".join(names) or "(?!)"
 
 
 def needed(name):
@@ -59,20 +60,26 @@ rule all:
         [f"{DONE}/{name}" for name in JOBS],
 
 
-rule cohort:
-    input:
-        lambda wildcards: needed(wildcards.name),
-    output:
-        DONE + "/{name}",
-    wildcard_constraints:
-        name=named("cohort"),
-    log:
-        LOGS + "/{name}.log",
-    threads: lambda wildcards: THREADS * JOBS[wildcards.name]["processes"]
-    resources:
-        gpu=lambda wildcards: JOBS[wildcards.name]["processes"],
-    shell:
-        DO + "{wildcards.name} > {log:q} 2>&1"
+# A priority belongs to a rule, so each place in the order of worth has a rule.
+for tier in sorted({job["tier"] for job in JOBS.values() if job["kind"] == "cohort"}):
+
+    rule:
+        name:
+            f"cohort_{tier}"
+        input:
+            lambda wildcards: needed(wildcards.name),
+        output:
+            DONE + "/{name}",
+        wildcard_constraints:
+            name=named("cohort", tier),
+        log:
+            LOGS + "/{name}.log",
+        threads: lambda wildcards: THREADS * JOBS[wildcards.name]["processes"]
+        priority: 1_000_000 - tier
+        resources:
+            gpu=lambda wildcards: JOBS[wildcards.name]["processes"],
+        shell:
+            DO + "{wildcards.name} > {log:q} 2>&1"
 
 
 rule notebook:
@@ -85,6 +92,7 @@ rule notebook:
     log:
         LOGS + "/{name}.log",
     threads: THREADS
+    priority: 1_000_001
     resources:
         gpu=1,
     shell:

@@ -1,10 +1,11 @@
-"""`make bench`: this kit against the usual way (usual.py), side by side in one run; writes results.json and prints the table.
+"""`make bench`: this kit against the usual way (usual.py), side by side in one run; prints the table and keeps it.
 
-    python benchmarks/bench.py [--only views,step,...] [--repeats 5] [--threads N] [--rgb npz:PATH]
+    python benchmarks/bench.py [--only views,step,...] [--repeats 5] [--threads N] [--rgb npz:PATH] [--dry]
 
 Run nothing else meanwhile. Every comparison takes turns, so that a machine whose speed drifts slows both sides; a ratio is the
 median over repeats, with the smallest and the largest. Images are the bundled digits (16 x 16, grey) and, in CIFAR's place, the
-same digits as 32 x 32 RGB or the data set of --rgb. Networks are untrained where only time counts.
+same digits as 32 x 32 RGB or the data set of --rgb. Networks are untrained where only time counts. results.json keeps the rows
+of each processor or GPU under its name. --dry: every line once, on few images, and nothing is kept.
 """
 
 import argparse
@@ -23,7 +24,8 @@ import numpy as np
 import torch
 import usual
 
-from ccdlib.base.devices import best_device
+from ccdlib.base.arithmetic import SWITCHES, processor
+from ccdlib.base.devices import best_device, cores
 from ccdlib.data import Sizes, load_data
 from ccdlib.evidence.cost import step_cost
 from ccdlib.models import build, folded
@@ -44,6 +46,9 @@ PAIRS = {  # name: (data, teacher, student, images a step)
     "ResNet32x4 -> ResNet8x4": ("rgb", "resnet32x4", "resnet8x4", 32),
 }
 SECTIONS = {}
+DRY = "--dry" in sys.argv
+# Of whole CIFAR-sized runs: (training images, images a step). A GPU is filled by a step as large as the papers'.
+WHOLE = (25_600, 128) if DEVICE.type == "cuda" and not DRY else (256, 32)
 
 
 def section(function):
@@ -56,14 +61,19 @@ def section(function):
 
 
 def rgb_digits(folder, side=32):
-    """The digits in RGB with a side of 16 times a whole number, as an npz data set: 1,000 training and 50 test images."""
+    """The digits in RGB with a side of 16 times a whole number, as an npz data set.
+
+    On a CPU 1,000 training and 50 test images; on a GPU as many as CIFAR-100 has, each many times.
+    """
     data = load_data("digits")
-    arrays = {}
-    for split, n in (("train", 1000), ("test", 50)):
-        images = getattr(data, f"{split}_images")[:n].expand(-1, 3, -1, -1)
+    arrays, sizes = {}, (50_000, 10_000) if DEVICE.type == "cuda" and not DRY else (1000, 50)
+    for split, n in zip(("train", "test"), sizes, strict=True):
+        images, labels = (getattr(data, f"{split}_{what}") for what in ("images", "labels"))
+        rows = torch.arange(n) % len(labels)
+        images = images[rows].expand(-1, 3, -1, -1)
         images = images.repeat_interleave(side // 16, 2).repeat_interleave(side // 16, 3)
         arrays[f"{split}_images"] = images.permute(0, 2, 3, 1).numpy()
-        arrays[f"{split}_labels"] = getattr(data, f"{split}_labels")[:n].numpy()
+        arrays[f"{split}_labels"] = labels[rows].numpy()
     np.savez(Path(folder) / f"rgb{side}.npz", **arrays)
     return f"npz:{folder}/rgb{side}.npz"
 
@@ -162,9 +172,8 @@ def step(repeats):
         ready = data.to(DEVICE)
         trainees = prepare([config], ready, DEVICE, untrained(config, data))
         batches = list(EpochViews(config, ready, 0).batches())
-        plain = usual.networks((teacher, student), data)
-        plain = [part.to(DEVICE) for part in plain[:2]] + [plain[2]]
-        floor = _floor(data, teacher, student)
+        plain = usual.networks((teacher, student), data, device=DEVICE)
+        floor = _floor(data, teacher, student, trainees[0].half)
         times = in_turns(
             5 * repeats,  # a few hundredths are looked for, on machines that waver by tenths
             ours=lambda t=trainees: train_epoch(t, 0),
@@ -187,7 +196,7 @@ def step(repeats):
         }
 
 
-def _floor(data, teacher, student):
+def _floor(data, teacher, student, half):
     """Forward and backward of the two networks in the form in which they are used here, and nothing else."""
     both = [build(name, data.classes, data.channels) for name in (teacher, student)]
     teacher, student = (
@@ -195,7 +204,7 @@ def _floor(data, teacher, student):
     )
 
     def run(batch):
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=half):
             with torch.no_grad():
                 teacher(batch.inputs)
             student(batch.inputs).logits.sum().backward()
@@ -206,9 +215,13 @@ def _floor(data, teacher, student):
 @section
 def fit(repeats):
     """Whole runs end to end: views, training, as many tests, files, workers and their start."""
-    repeats = min(repeats, 2)
-    for pair in ("ResNet56 -> ResNet20", "WRN-40-2 -> WRN-16-2"):
-        config = _taught(configuration(pair, n_train=256))
+    repeats, (images, batch) = min(repeats, 2), WHOLE
+    for pair in ("ResNet56 -> ResNet20", "WRN-40-2 -> WRN-16-2", "ResNet32x4 -> ResNet8x4"):
+        config = _taught(configuration(pair, n_train=images, batch=batch, precision="fast"))
+        if pair.startswith("ResNet32x4"):
+            times = in_turns(repeats, warm=False, ours=lambda c=config: _fresh([c]), usual=lambda c=config: _usually([c]))
+            yield _compared(f"{pair}, one run", times, "usual", "ours")
+            continue
         seeds = [config.but(seed=s, draws=0) for s in range(5)]
         times = in_turns(
             repeats,
@@ -220,7 +233,7 @@ def fit(repeats):
         )
         yield _compared(f"{pair}, one run", times, "usual", "ours")
         yield _compared(f"{pair}, five seeds that share their draws", times, "five", "together")
-    digits = _taught(configuration("digits: resnet20 -> resnet8", n_train=50, epochs=80, eval_every=40))
+    digits = _taught(configuration("digits: resnet20 -> resnet8", n_train=50, epochs=2 if DRY else 80, eval_every=40))
     ten = [digits.but(seed=s) for s in range(10)]
     shared = [c.but(draws=0) for c in ten]
     arms = [c.but(method=m, settings=w) for c in ten[:2] for m, w in ARMS]
@@ -275,7 +288,82 @@ def _fresh(configs):
 def _usually(configs):
     for c in configs:
         weighted = c.method == "ccd"
-        usual.train((c.teacher.model, c.model), data_of(c), POLICY, c.batch, c.epochs, c.eval_every, weighted, c.seed)
+        pair = c.teacher.model, c.model
+        usual.train(pair, data_of(c), POLICY, c.batch, c.epochs, c.eval_every, weighted, c.seed, device=DEVICE)
+
+
+@section
+def precision(repeats):
+    """A CCD step of the whole loop in bfloat16 and in float32, and the networks alone."""
+    for pair, (*_, batch) in PAIRS.items():
+        sides = {}
+        for kind in ("float32", "bfloat16"):
+            config = configuration(pair, n_train=2 * batch, precision=kind)
+            data = data_of(config)
+            trainees = prepare([config], data.to(DEVICE), DEVICE, untrained(config, data))
+            sides[kind] = lambda t=trainees: train_epoch(t, 0)
+        times = in_turns(3 * repeats, **sides)
+        row = {f"{kind} ms": 1e3 * median(taken) / 2 for kind, taken in times.items()}
+        yield {"what": pair, **row, **ratios(times["float32"], times["bfloat16"])}
+
+
+@section
+def portable(repeats):
+    """Whole runs with portable bits and without, each in a process of its own that times the training alone."""
+    for pair, images, epochs in (("digits: resnet20 -> resnet8", 50, 20), ("ResNet56 -> ResNet20", 64, 2)):
+        config = configuration(pair, n_train=images, epochs=1 if DRY else epochs, eval_every=epochs)
+        times = {False: [], True: []}
+        for _ in range(repeats):
+            for side, taken in times.items():
+                taken.append(_trained_alone(config, side))
+        row = {"what": pair, "plain s": median(times[False]), "portable s": median(times[True])}
+        yield row | ratios(times[True], times[False])
+
+
+def _trained_alone(config, portable):
+    """The seconds of a run on one thread, with an untrained teacher, in a new process."""
+    config = _taught(config).but(portable=portable).model_dump_json()
+    code = f"import ccdlib; c = ccdlib.RunConfig.model_validate_json({config!r})\n"
+    code += "ccdlib.fit(c.but(epochs=1, seed=1), show='none'); print(ccdlib.fit(c, show='none').seconds)"
+    plain = dict.fromkeys(SWITCHES, "") if not portable else {}
+    return float(_process([sys.executable, "-c", code], **plain | {"OMP_NUM_THREADS": "1"})[1].split()[-1])
+
+
+@section
+def paper(repeats):
+    """The papers' protocol: 240 epochs of CCD on 50,000 images, 128 a step, from the time of one epoch and one evaluation."""
+    images = 50_000 if DEVICE.type == "cuda" and not DRY else 512
+    config = _taught(configuration("WRN-40-2 -> WRN-16-2", n_train=min(images, 50_000), batch=128, precision="fast"))
+    data = data_of(config)
+    ready = data.to(DEVICE)
+    trainees = prepare([config], ready, DEVICE, untrained(config, data))
+    times = in_turns(
+        1 if DRY else 2,
+        warm=DEVICE.type == "cuda",
+        epoch=lambda: train_epoch(trainees, 0),
+        test=lambda: trainees[0].tested(),
+    )
+    images_a_second = len(ready.train_labels) / median(times["epoch"])
+    minutes = 240 * (50_000 / images_a_second + median(times["test"]) * 10_000 / len(ready.test_labels)) / 60
+    yield {"what": "CCD, WRN-40-2 -> WRN-16-2", "images/s": images_a_second, "minutes of 240 epochs": minutes}
+
+
+@section
+def reproduce(repeats):
+    """`make reproduce` without the set-up: new, again, and in the fastest precision; and digits in lite."""
+    ccd, both = str(Path(sys.executable).with_name("ccd")), ["run", "00_quickstart", "--profile"]
+    profile = [] if DRY else ["class"]
+    quick = [*both[:2]] if DRY else [*both, *profile]
+    for more in ([], ["-p", "precision", "fast"]):
+        with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+            first = _process([ccd, *quick, *more], CCD_OUTPUTS=folder)[0]
+            trained = sum(json.loads(file.read_text())["seconds"] for file in Path(folder).glob("runs/*/metrics.json"))
+            again = _process([ccd, *quick, *more], CCD_OUTPUTS=folder)[0]
+            shared = trained / (1 if DEVICE.type == "cuda" else cores())
+        row = {"seconds": first, "of training": shared, "over it": first - shared, "again": again}
+        yield {"what": f"make reproduce{' in ' + more[-1] if more else ''}"} | row
+    if not DRY:
+        yield {"what": "00_quickstart in lite (digits, 50 runs)", "seconds": _process([ccd, *both, "lite"])[0]}
 
 
 @section
@@ -307,7 +395,8 @@ def _process(command, **environment):
     """(seconds, what it printed) of a command with a run store of its own."""
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         began = time.perf_counter()
-        environment = os.environ | {"CCD_OUTPUTS": folder} | environment
+        # An empty text is not a value that torch takes for a switch.
+        environment = {k: v for k, v in (os.environ | {"CCD_OUTPUTS": folder} | environment).items() if v}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE.parent)
         if done.returncode:
             sys.exit(f"{command} failed:\n{done.stdout}\n{done.stderr}")
@@ -397,15 +486,19 @@ def main():
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rgb", help="a data set of 32 x 32 RGB images, such as npz:PATH or cifar100")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
+    parser.add_argument("--dry", action="store_true", help="every line once, and nothing is kept")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    kept = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    every = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    machine = torch.cuda.get_device_name() if DEVICE.type == "cuda" else processor()
+    kept = every.setdefault(machine, {})
+    print(machine)
     with tempfile.TemporaryDirectory(prefix="ccdlib-bench-") as folder:
         prepare_data(folder, asked.rgb)
         for name in asked.only.split(","):
             print(f"{name}: {SECTIONS[name].__doc__.splitlines()[0]}", flush=True)
             rows = []
-            for row in SECTIONS[name](asked.repeats):
+            for row in SECTIONS[name](1 if DRY else asked.repeats):
                 rows.append({key: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for key, v in row.items()})
                 print(shown(rows[-1]), flush=True)
             kept[name] = {
@@ -414,7 +507,8 @@ def main():
                 "rgb": asked.rgb or "digits",
                 "provenance": provenance(DEVICE),
             }
-            asked.out.write_text(json.dumps(kept, indent=1) + "\n")
+            if not DRY:
+                asked.out.write_text(json.dumps(every, indent=1) + "\n")
 
 
 if __name__ == "__main__":

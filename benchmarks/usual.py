@@ -102,24 +102,25 @@ def distil(teacher, student, optimiser, inputs, labels, weighted):
     return loss.item()
 
 
-def networks(pair, data, seed=0):
+def networks(pair, data, seed=0, device="cpu"):
     """(teacher, student, optimiser), the usual way."""
-    teacher, student = (build(name, data.classes, data.channels, seed) for name in pair)
+    teacher, student = (build(name, data.classes, data.channels, seed).to(device) for name in pair)
     return teacher.eval(), student, torch.optim.SGD(student.parameters(), 0.05, 0.9, weight_decay=5e-4, nesterov=True)
 
 
-def train(pair, data, policy, batch, epochs, test_every=1, weighted=True, seed=0, workers=2):
-    """Train the student of pair (teacher, student); returns the accuracy."""
-    teacher, student, optimiser = networks(pair, data, seed)
+def train(pair, data, policy, batch, epochs, test_every=1, weighted=True, seed=0, workers=2, device="cpu"):
+    """Train the student of pair (teacher, student) of images on the CPU; returns the accuracy."""
+    teacher, student, optimiser = networks(pair, data, seed, device)
     pairs = loader(data, policy, batch, workers)
     test = (data.test_images / 255 - torch.tensor(data.mean).view(-1, 1, 1)) / torch.tensor(data.std).view(-1, 1, 1)
     for epoch in range(1, epochs + 1):
         student.train()
         for original, twin, labels in pairs:
-            distil(teacher, student, optimiser, torch.cat([original, twin]), labels, weighted)
+            inputs = torch.cat([original, twin]).to(device)
+            distil(teacher, student, optimiser, inputs, labels.to(device), weighted)
         if epoch % test_every and epoch < epochs:
             continue
         student.eval()
         with torch.no_grad():
-            said = torch.cat([student(part).logits.argmax(1) for part in test.split(500)])
+            said = torch.cat([student(part.to(device)).logits.argmax(1).cpu() for part in test.split(500)])
     return 100 * (said == data.test_labels).double().mean().item()

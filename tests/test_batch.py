@@ -23,7 +23,7 @@ from ccdlib.analyses import Experiment
 from ccdlib.base import paths
 from ccdlib.base.files import write_whole
 from ccdlib.base.registry import CcdError
-from ccdlib.kit import batch, engine, jobs, verdicts
+from ccdlib.kit import batch, engine, jobs, outlook, verdicts
 from ccdlib.kit import finished as kept
 from ccdlib.kit.batch import PAGE as PAGE_JOB
 from ccdlib.kit.batch import Grid
@@ -60,9 +60,9 @@ def lab(tmp_path, monkeypatch):
     return root
 
 
-def begin(**options):
+def begin(*arguments, **options):
     """`ccd batch`, begun in a process group of its own."""
-    command = [sys.executable, "-m", "ccdlib", "batch", "--profile", PROFILE, "--cores", "2"]
+    command = [sys.executable, "-m", "ccdlib", "batch", "--profile", PROFILE, "--cores", "2", *arguments]
     environment = os.environ | {"CCD_SAVE_EVERY": "0"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True, **options
@@ -127,6 +127,58 @@ def edit_cell(root, kind, old, new):
     assert cells
     cells[0]["source"] = "".join(cells[0]["source"]).replace(old, new, 1)
     file.write_text(json.dumps(content))
+
+
+# ---------------------------------------------------------------- so many hours
+
+
+def test_what_is_worth_most_comes_first_and_the_next_hour_is_told(lab):
+    file = lab / "params" / PROFILE / f"{STEM}.yaml"  # a teacher with images of its own, apart from the student alone
+    file.write_text(file.read_text().replace("n_teacher: 20", "n_teacher: 40"))
+    grid = Grid(PROFILE)
+    arms = {key: {grid.arm_of[folder.path.name] for folder in folders} for key, folders in grid.cohorts.items()}
+    order = sorted(grid.cohorts, key=grid.tiers.get)
+    assert [(grid.tiers[key], grid.cohorts[key][0].config.seed) for key in order[:2]] == [(0, 0), (1, 1)]
+    assert arms[order[0]] == arms[order[1]] == {"teacher"}
+    seeds = [grid.cohorts[key][0].config.seed for key in order[2:]]
+    assert seeds == sorted(seeds), "seed by seed"
+    assert len(seeds) == 6
+    seconds = dict.fromkeys(grid.cohorts, 1500.0)
+    assert outlook.adds(grid, seconds) == "the next hour would add: teacher (seeds 0 1)"
+    three = outlook.adds(grid, seconds, 0.85, at_once=2)
+    assert three.startswith("0.85 hours would add: teacher (seeds 0 1), ")
+    assert "(seed 0)" in three
+    assert outlook.adds(grid, seconds, 0.1) == "0.1 hours would finish no run, but get on with those that are begun"
+    assert outlook.there(grid) == "there now: no run is finished"
+    fit_cohort([grid.cohorts[order[0]][0].config], show="none")
+    assert outlook.there(grid) == "there now: teacher (seed 0)"
+    assert outlook.adds(grid, seconds, 0.5) == "0.5 hours would add: teacher (seed 1)"
+    plan = json.loads(grid.write_plan().read_text())["jobs"]
+    tiers = {job["kind"]: set() for job in plan.values()}
+    for job in plan.values():
+        tiers[job["kind"]].add(job["tier"])
+    assert tiers["cohort"] == {1, 2, 3}
+    assert tiers["notebook"] == {-1}
+
+
+@pytest.mark.drill
+def test_a_batch_of_so_many_hours_stops_in_time_and_goes_on(lab):
+    (lab / "params" / PROFILE / f"{STEM}.yaml").write_text(f"{TINY}4000\n")
+    began = time.monotonic()
+    process = begin("--hours", "0.02")
+    lines = said(process).splitlines()
+    assert time.monotonic() - began < 72 + 5
+    assert process.returncode == 0
+    assert not left(lab)
+    at = lines.index("The time is over. What was in training goes on from its last saved epoch another time.")
+    told = lines[at:]
+    assert any(line.startswith("there now: teacher (seeds 0 1)") for line in told)
+    assert any(line.startswith("begun: ") and line.endswith(" of 4000 epochs") for line in told)
+    assert told[-1].startswith("the next hour would")
+    states = list((lab / "outputs" / "runs").glob("*/resume.pt"))
+    assert states
+    for state in states:
+        torch.load(state, weights_only=True)
 
 
 # ---------------------------------------------------------------- the drills
@@ -584,7 +636,7 @@ def test_a_run_of_several_processes_takes_as_many_gpus(lab):
     key = next(iter(grid.cohorts))
     assert [planned()[job] for job in (key, STEM, PAGE_JOB)] == [1, 1, 0]
     for folder in grid.cohorts[key]:
-        folder.config = folder.config.but(processes=4)
+        folder.config = folder.config.but(processes=4, portable=False)
     assert planned()[key] == 4
 
 

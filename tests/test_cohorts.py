@@ -190,7 +190,7 @@ def test_members_go_on_from_different_epochs(monkeypatch, alone):
         fit_cohort(configs[:2], show="none")
     monkeypatch.setattr(cohort.Member, "save", save)
     epochs, real = [], cohort.train_epoch
-    monkeypatch.setattr(cohort, "train_epoch", lambda trainees, epoch: epochs.append(len(trainees)) or real(trainees, epoch))
+    monkeypatch.setattr(cohort, "train_epoch", lambda trainees, *given: epochs.append(len(trainees)) or real(trainees, *given))
     results = fit_cohort(configs, show="none")
     assert epochs == [1, 2, 3, 3]  # the new one; then the one that was behind; then all
     assert [bits(result) for result in results] == expected
@@ -212,7 +212,7 @@ def test_what_is_finished_is_found_and_only_the_rest_is_trained(trained, monkeyp
     trained(TEACHER)
     first = bits(fit(FIVE[1], show="none"))
     members, real = [], cohort.train_epoch
-    monkeypatch.setattr(cohort, "train_epoch", lambda trainees, epoch: members.append(len(trainees)) or real(trainees, epoch))
+    monkeypatch.setattr(cohort, "train_epoch", lambda trainees, *given: members.append(len(trainees)) or real(trainees, *given))
     results = fit_cohort(FIVE[:3], show="epochs")
     assert members == [2, 2]
     assert bits(results[1]) == first

@@ -14,7 +14,7 @@ import ccdlib
 from ccdlib.base import extensions, paths, registry, sources
 from ccdlib.base.registry import REGISTRIES, CcdError
 from ccdlib.training import folder_of
-from ccdlib.training.schedule import Schedule, folders_of, side_by_side
+from ccdlib.training.schedule import Schedule, Trainings, folders_of
 
 TEACHER = ccdlib.RunConfig(data="digits", model="resnet8", n_train=20, epochs=1)
 STUDENT = {"data": "digits", "model": "resnet8", "method": "kd", "teacher": TEACHER, "n_train": 20, "epochs": 1}
@@ -250,8 +250,8 @@ def test_what_a_cell_defines_is_sent_to_worker_processes_and_named_there_alike(k
     assert folder_of(configs[0]).path != folders[0].path, "the source of a cell is read"
     in_a_cell(source)
     monkeypatch.setenv("CCD_JOBS", "2")
-    with side_by_side(Schedule(folders_of(configs))) as trained:
-        trained(configs)
+    with Trainings(Schedule(folders_of(configs))) as trainings:
+        trainings.wait(configs)
     assert all(folder.finished for folder in folders)
 
 

@@ -130,7 +130,7 @@ def test_a_finished_run_is_found_again(monkeypatch, capsys):
 )
 def test_everything_that_shapes_a_run_names_it(change, same):
     def name(config):
-        return training.Folder(config, identity.identity(config, lambda c: c.data, "float32")).path.name
+        return training.Folder(config, identity.identity(config, lambda c: c.data, "cpu")).path.name
 
     changed = TEACHER.but(**change)
     assert (name(TEACHER) == name(changed)) == same
@@ -143,12 +143,12 @@ def test_the_precision_and_the_steps_of_a_policy_name_a_run(request):
     usual = VIEWS["cifar10"]
     request.addfinalizer(lambda: dict.__setitem__(VIEWS, "cifar10", usual))
 
-    def name(precision="float32", **given):
+    def name(device="cpu", **given):
         config = RunConfig(**SMALL, views="cifar10", **given)
-        return training.Folder(config, identity.identity(config, lambda c: c.data, precision)).path.name
+        return training.Folder(config, identity.identity(config, lambda c: c.data, device)).path.name
 
     before = name()
-    assert name("bfloat16") != before
+    assert name("cuda") == name(precision="bfloat16") != before
     assert name(p=0.5) == before, "the policy's own p, given or not"
     assert len({before, name(p=0.4), name(twins=2), name(share=0.5), name(ops=("invert",))}) == 5
     dict.__setitem__(VIEWS, "cifar10", Policy("cifar10", 0.4, POLICIES["cifar10"].steps))
@@ -596,23 +596,6 @@ def test_cuda_asked_for_and_absent():
         fit(RunConfig(**SMALL, device="cuda"))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_on_cuda(method):
-    teacher = TEACHER if METHODS[method].teacher == "needed" else None
-    teacher = teacher and teacher_of_method(method, teacher)
-    settings = {"negatives": 8} if method == "crd" else {}
-    assert fit(RunConfig(**SMALL, device="cuda", method=method, views="cifar100", teacher=teacher, settings=settings)).curves
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_trains():
-    result = fit(
-        RunConfig(**SMALL | {"n_train": 400, "epochs": 8}, device="cuda", method="kd", views="cifar100", teacher=TEACHER)
-    )
-    assert result.accuracy > 30
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -770,5 +753,5 @@ def test_stored_runs_keep_their_names(given, name):
     # Names of before the move into rooms. When one changes, stored and published runs are not found any more: a new field must
     # name a run only where it is set (config.Use), or the runs need a migration.
     config = RunConfig(**given)
-    facts = identity.identity(config, lambda each: {"sha256": each.data}, "float32")
+    facts = identity.identity(config, lambda each: {"sha256": each.data}, "cpu")
     assert training.Folder(config, facts).path.name == name

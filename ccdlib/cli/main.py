@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from ccdlib.data import DATASETS, load_data
 from ccdlib.evidence.published import REPORTED
 from ccdlib.kit import batch as planner
 from ccdlib.kit import clean as cleaning
-from ccdlib.kit import door, engine, jobs, planning
+from ccdlib.kit import door, engine, jobs, outlook, planning
 from ccdlib.kit import verdicts as page
 from ccdlib.methods import METHODS, settings_of
 from ccdlib.models import MODELS
@@ -126,16 +127,20 @@ def plan(notebook, profile, files, given, timed):
     "--jobs", type=click.IntRange(1), help="Without GPUs: how many jobs share the cores at once.  [default: one per core]"
 )
 @click.option("--slurm", is_flag=True, help="Submit the jobs to Slurm by profiles/slurm; they use GPUs unless CCD_DEVICE=cpu.")
+@click.option("--hours", type=click.FloatRange(0.01, 10_000), help="Stop after so many hours; the same command goes on.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the plan: what is missing and how long it takes. Train nothing.")
 @click.option("--timed", is_flag=True, help=TIMED)
 @click.argument("notebooks", nargs=-1, **NOTEBOOK)
-def batch(notebooks, profile, cores, gpus, jobs, slurm, dry_run, timed):
+def batch(notebooks, profile, cores, gpus, jobs, slurm, hours, dry_run, timed):
     """Train and execute what the NOTEBOOKS of a profile (all, if none is named) lack; what is finished is reused.
 
     The engine, Snakemake, runs one job per GPU at a time, or one per core if there is no GPU. A job is a cohort of runs, a
-    notebook, or the verdict page. If jobs fail or are killed, the same command goes on from there. Exit status: 0 when all is
-    done, 1 when something is not, 2 for a mistake in what was asked for.
+    notebook, or the verdict page. What is worth most comes first: notebook by notebook, the teachers, and then all arms, seed
+    by seed. If jobs fail or are killed, the same command goes on from there. With --hours it stops by itself, and says what is
+    there and what the next hour would add. Exit status: 0 when all is done, or the hours are over, 1 when something is not, 2
+    for a mistake in what was asked for.
     """
+    end = hours and time.monotonic() + 3600 * hours
     if find_spec("snakemake") is None:
         raise CcdError("a batch needs Snakemake, which is not installed; run: pip install 'ccdlib[batch]' (or make reproduce)")
     if slurm and not dry_run and which("sbatch") is None:
@@ -151,9 +156,18 @@ def batch(notebooks, profile, cores, gpus, jobs, slurm, dry_run, timed):
     grid = planner.Grid(profile, notebooks, check=not dry_run)
     click.echo(planner.summary(grid))
     seconds = {} if slurm else planner.expected(grid, timed)
+    workers = planner.at_once(cores, gpus, jobs)
     if seconds:
-        click.echo(planner.forecast(seconds, planner.at_once(cores, gpus, jobs)))
-    if not dry_run and not engine.run(grid, cores, gpus, jobs, slurm, seconds, say=click.echo):
+        click.echo(planner.forecast(seconds, workers))
+        if hours:
+            click.echo(f"  {outlook.adds(grid, seconds, hours, workers)}")
+    if dry_run:
+        return
+    done = engine.run(grid, cores, gpus, jobs, slurm, seconds, say=click.echo, until=end)
+    if hours and not done:
+        click.echo(outlook.there(grid))
+        click.echo(outlook.adds(grid, planner.expected(grid), 1.0, workers))
+    if done is False:
         sys.exit(1)
 
 

@@ -1,7 +1,8 @@
 """The kit around the library: what a notebook holds, how notebooks are executed, batches, and the verdict page.
 
     analysis.py  Analysis    parameters.py, door.py  papermill, strictly    planning.py  what a notebook would train
-    batch.py, jobs.py, engine.py, plugins/  everything of a profile, by Snakemake    verdicts.py, clean.py
+    batch.py, jobs.py, engine.py, outlook.py, plugins/  everything of a profile, by Snakemake    verdicts.py, clean.py
+    finished.py  which executed notebooks are found again
 
 It may import analyses, evidence, training and what is below.
 """

@@ -7,7 +7,7 @@ it deletes or forgets was ever computed. What is done is read from the results, 
 
 import json
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from loky import ProcessPoolExecutor
@@ -23,6 +23,7 @@ from ccdlib.base.registry import CcdError, unknown
 from ccdlib.kit import finished, verdicts
 from ccdlib.kit.parameters import asked_for, present
 from ccdlib.training.checks import check_carried
+from ccdlib.training.config import RunConfig
 from ccdlib.training.forecast import expected_seconds, gpu_hours
 from ccdlib.training.schedule import Schedule, unfinished
 from ccdlib.training.store import Folder
@@ -63,7 +64,9 @@ class Grid:
         self.experiments = {stem: experiment(stem, values) for stem, (_, values) in self.asked.items()}
         for each in self.experiments.values() if check else ():
             each.check()
-        self.runs = {stem: [folder for _, folder in each.runs.values()] for stem, each in self.experiments.items()}
+        found = {stem: each.runs for stem, each in self.experiments.items()}
+        self.runs = {stem: [folder for _, folder in runs.values()] for stem, runs in found.items()}
+        self.arm_of = {name: arm for runs in reversed(found.values()) for name, (arm, _) in runs.items()}
         self.schedule = Schedule(folder for folders in self.runs.values() for folder in folders)
         self.cohorts, self.cohort_of = self.schedule.cohorts, self.schedule.cohort_of
 
@@ -95,6 +98,22 @@ class Grid:
             return self.missing_notebooks()
         return self.missing_cohorts(self.runs[job]) if job in self.runs else self.schedule.needs(job)
 
+    @cached_property
+    def tiers(self) -> dict[str, int]:
+        """{cohort: its place in the order of worth, from 0}: notebook by notebook, the first of which has the central claims;
+        in each the teachers, and then, seed by seed, all arms. Cohorts of one place are worth the same."""
+        places = []
+        for stem, folders in self.runs.items():
+            taught = {self.cohort_of[folder.path.name] for folder in folders if isinstance(folder.config.teacher, RunConfig)}
+            teachers = {needed for key in taught for needed in self.schedule.teachers(key)}
+            for folder in folders:
+                key = self.cohort_of[folder.path.name]
+                places.append((self.stems.index(stem), key not in teachers, folder.config.draws_seed, key))
+        order, tiers = {}, sorted({place[:3] for place in places})
+        for *place, key in sorted(places, reverse=True):
+            order[key] = tiers.index(tuple(place))
+        return order
+
     # -- what the engine gets
 
     def marker(self, job: str) -> Path:
@@ -122,6 +141,7 @@ class Grid:
                 "kind": "page" if job == PAGE else "cohort" if job in self.cohorts else "notebook",
                 "about": self.about(job),
                 "needs": [self.marker(needed).name for needed in self.needs(job)],
+                "tier": self.tiers.get(job, -1),  # a notebook whose runs are there comes first
                 "processes": 0 if job == PAGE else max((folder.config.processes for folder in folders), default=1),
                 "runs": {folder.path.name: folder.config.model_dump(mode="json") for folder in folders},
             }

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import platform
 import subprocess
@@ -32,13 +33,16 @@ def run(
     seconds: dict[str, float] | None = None,
     poll: float = 1.0,
     say: Callable[[str], None] = print,
-) -> bool:
-    """Run the engine until nothing more can be done; returns whether all is done.
+    until: float | None = None,
+) -> bool | None:
+    """Run the engine until nothing more can be done; returns whether all is done, or None where it was stopped in time.
 
     cores: CPU cores to use (None: all), gpus: GPUs to use (None: all): one job a GPU. jobs: where there are no GPUs, how many
     share the cores (None: one a core). slurm: submit the jobs by profiles/slurm instead, with so many cores for each GPU
-    (None: 8). seconds: see batch.expected. poll: seconds between looks. A second batch of the same profile is refused.
+    (None: 8). seconds: see batch.expected. poll: seconds between looks. until: the time.monotonic() by which all is stopped, to
+    go on another time (None: never). A second batch of the same profile is refused.
     """
+    last = (until or math.inf) - GRACE - CANCELLING * slurm
     grid.forget()
     if not grid.missing():
         return True
@@ -50,14 +54,17 @@ def run(
         path = os.pathsep.join(filter(None, (str(PLUGINS), os.environ.get("PYTHONPATH"))))
         environment = os.environ | {"PYTHONPATH": path, "CCD_EVENTS": str(events)}
         with _guarded(command, lock, cancelling, stdout=log, stderr=log, cwd=grid.folder, env=environment) as engine:
-            while engine.poll() is None:
+            while engine.poll() is None and time.monotonic() < last:
                 time.sleep(poll)
                 watch.look()
+            over = time.monotonic() >= last
+        if over:
+            say("The time is over. What was in training goes on from its last saved epoch another time.")
         done = watch.end(paths.outputs() / grid.profile)
         if not done and grid.profile != "smoke" and verdicts.outdated():
             verdicts.write()  # its job needs all notebooks
             say("The verdict page now has the notebooks that are done.")
-        return done
+        return None if over and not done else done
 
 
 @contextmanager

@@ -47,8 +47,8 @@ def is_there(profile: str, stem: str) -> bool:
     """Whether an executed notebook lies in the folder of a profile with all that it writes."""
     folder = paths.outputs() / profile / stem
     try:
-        figures = json.loads((folder / "results.json").read_text())["figures"]
-    except (OSError, ValueError, KeyError):
+        figures = json.loads((folder / "results.json").read_text()).get("figures", [])
+    except (OSError, ValueError):
         return False
     return folder.with_suffix(".ipynb").exists() and all((folder / name).exists() for name in figures)
 

@@ -86,7 +86,9 @@ class Method(nn.Module):
 
     def headed(self, head: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """head(x) in float32, computed in the precision of x, which is that of the network that x comes from."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.dtype == torch.bfloat16):
+        if x.dtype != torch.bfloat16:
+            return head(x)
+        with torch.autocast(x.device.type, torch.bfloat16):
             return full(head(x))
 
 

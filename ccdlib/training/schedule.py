@@ -63,8 +63,15 @@ class Schedule:
 
     def needs(self, key: str) -> list[str]:
         """The keys of the unfinished cohorts of its teachers, which have to be trained before this cohort."""
+        return self.missing(self._teachers(key))
+
+    def teachers(self, key: str) -> list[str]:
+        """The keys of the cohorts of its teachers."""
+        return list(dict.fromkeys(self.cohort_of[folder.path.name] for folder in self._teachers(key)))
+
+    def _teachers(self, key):
         teachers = [folder.config.teacher for folder in self.cohorts[key]]
-        return self.missing([folder_of(teacher) for teacher in teachers if isinstance(teacher, RunConfig)])
+        return [folder_of(teacher) for teacher in teachers if isinstance(teacher, RunConfig)]
 
 
 def folders_of(configs: Iterable[RunConfig]) -> list[Folder]:
