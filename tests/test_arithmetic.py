@@ -248,6 +248,15 @@ def test_where_it_is_too_late_a_run_is_refused_in_this_process_and_trained_in_an
     assert in_a_process(early, outputs / "early", CCD_PORTABLE="1") == expected
 
 
+def test_a_portable_run_of_a_file_is_trained_from_any_shell(outputs, tmp_path):
+    config = RunConfig(**SMALL, portable=True)
+    file = tmp_path / "run.json"
+    file.write_text(config.model_dump_json())
+    code = f"import sys; from ccdlib.cli import main; sys.argv = ['ccd', 'fit', {str(file)!r}, '--show', 'run']; main()"
+    in_a_process(code, outputs)
+    assert folder_of(config).finished
+
+
 def test_the_switches_are_on_for_what_is_started_and_off_again(monkeypatch):
     for name in SWITCHES:
         monkeypatch.delenv(name, raising=False)

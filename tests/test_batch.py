@@ -21,6 +21,7 @@ import torch
 from ccdlib import cli
 from ccdlib.analyses import Experiment
 from ccdlib.base import paths
+from ccdlib.base.arithmetic import SWITCHES
 from ccdlib.base.files import write_whole
 from ccdlib.base.registry import CcdError
 from ccdlib.kit import batch, engine, jobs, outlook, verdicts
@@ -63,7 +64,8 @@ def lab(tmp_path, monkeypatch):
 def begin(*arguments, **options):
     """`ccd batch`, begun in a process group of its own."""
     command = [sys.executable, "-m", "ccdlib", "batch", "--profile", PROFILE, "--cores", "2", *arguments]
-    environment = os.environ | {"CCD_SAVE_EVERY": "0"}
+    plain = {name: value for name, value in os.environ.items() if name not in SWITCHES}  # as a user's shell
+    environment = plain | {"CCD_SAVE_EVERY": "0"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True, **options
     )

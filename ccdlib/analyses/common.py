@@ -39,7 +39,8 @@ def teachers_of(p: Parameters, /, **what) -> list[RunConfig | Checkpoint]:
     if p.get("teacher") == TEACHERS[0] and not what:
         return _bundled(p)
     base = {"data": p["data"], "n_train": p["n_teacher"] or None, "model": p["teacher_model"]} | arithmetic_of(p)
-    base |= recipe_of(p["recipe"], p["teacher_model"], "teacher") | timing(p, p["teacher_epochs"]) | what
+    epochs = p["teacher_epochs"]  # evaluated once, at the end: no figure shows the curve of a teacher
+    base |= recipe_of(p["recipe"], p["teacher_model"], "teacher") | {"epochs": epochs, "eval_every": epochs} | what
     return [RunConfig(**base, seed=s, subset_seed=_subset_seed(p, s)) for s in range(p["seeds"])]
 
 

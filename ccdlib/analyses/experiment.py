@@ -95,8 +95,9 @@ class Experiment:
         Where runs are trained side by side, all others begin too, for train() to wait for, so that no core is idle meanwhile.
         """
         first = self.arms["teacher"][0]
-        if isinstance(first, RunConfig) and not folder_of(first).finished:
-            self._under_way().wait([first])
+        trainings = self._under_way()
+        if isinstance(first, RunConfig) and trainings.side_by_side:
+            trainings.wait([first])
         return network_of(first, data_of(self._trained[0]), show)
 
     def _under_way(self):

@@ -23,6 +23,7 @@ from ccdlib.kit import verdicts as page
 from ccdlib.methods import METHODS, settings_of
 from ccdlib.models import MODELS
 from ccdlib.training import Diverged, RunConfig, check, check_surroundings, fit_cohort, group
+from ccdlib.training.cohort import computes_as
 from ccdlib.training.schedule import cohorts_of
 from ccdlib.training.work import model_size
 
@@ -193,6 +194,7 @@ def fit(file, processes, show, repair):
     if group.started_by_torchrun():
         processes = int(os.environ["WORLD_SIZE"])  # checked as if the file had named them
     configs = _read_configs(file, processes)
+    computes_as(configs)  # before check(), which computes
     if not group.launched():
         check(configs)  # all of them, before the first is trained
     with group.joined() if group.started_by_torchrun() else nullcontext():

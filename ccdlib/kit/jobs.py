@@ -17,7 +17,7 @@ from ccdlib.base.reading import text_of
 from ccdlib.base.registry import CcdError, unknown
 from ccdlib.kit import verdicts
 from ccdlib.kit.door import run_notebook
-from ccdlib.training.cohort import fit_cohort, folder_of
+from ccdlib.training.cohort import computes_as, fit_cohort, folder_of
 from ccdlib.training.config import RunConfig
 from ccdlib.training.schedule import unfinished
 
@@ -44,7 +44,9 @@ def _do(job, profile):
     elif job["kind"] == "notebook":
         run_notebook(job["job"], profile, checked=True)
     else:
-        folders = [folder_of(RunConfig(**config)) for config in job["runs"].values()]
+        configs = [RunConfig(**config) for config in job["runs"].values()]
+        computes_as(configs)  # before the data is read, which computes
+        folders = [folder_of(config) for config in configs]
         names = [folder.path.name for folder in folders]
         if names != list(job["runs"]):
             raise CcdError(

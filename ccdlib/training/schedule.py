@@ -120,6 +120,11 @@ class Trainings:
                 (cohort, self._pool.submit(_fit_in_worker, cohort, rows).result) for cohort in _spread(missing, jobs())
             ]
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether worker processes train."""
+        return self._pool is not None
+
     def wait(self, configs: Sequence[RunConfig]) -> None:
         """Return when these runs are finished. Errors: as fit_cohort()."""
         try:
