@@ -71,6 +71,7 @@ def table(results: list[dict]) -> str:
         asked = result["parameters"]
         images = f"{asked['n_train']} images" if asked["n_train"] else "all images"
         networks = f"{asked['data']}, {images}, {asked['teacher_model']} to {asked['student_model']}"
+        profile = result["profile"] + (f" ({result['arithmetic']})" if "arithmetic" in result else "")
         link = f"[{result['notebook']}](outputs/{result['profile']}/{result['notebook']}.ipynb)"
         for claim in claims:
             estimate = brief(claim) + claim["unit"].removeprefix("points")
@@ -78,7 +79,7 @@ def table(results: list[dict]) -> str:
             verdict = claim["verdict"] + f" {OLD}" * bool(claim["old"])
             for arm, seeds in claim["collapsed"].items():
                 verdict += f"; {arm}: {said_of_collapse(seeds)}"
-            cells = (finding, result["profile"], networks, claim["n"], estimate, verdict, next(stands))
+            cells = (finding, profile, networks, claim["n"], estimate, verdict, next(stands))
             lines.append("| " + " | ".join(map(str, cells)) + f" | {link} |")
         arms = list(dict.fromkeys(arm for claim in claims for arm in claim["old"]))
         every = "all" if all(claim["old"] for claim in claims) else ", ".join(arms)
