@@ -19,7 +19,7 @@ help:
 	@echo 'make lab         JupyterLab'
 	@echo 'make lint        ruff over .py and .ipynb'
 	@echo 'make notebooks   run all notebooks with their defaults, keep the outputs in notebooks/'
-	@echo 'make bench       this kit against the usual way, a table (half an hour; run nothing else meanwhile)'
+	@echo 'make bench       this kit against the usual way, a table (an hour; run nothing else meanwhile)'
 	@echo 'make gpu [HOURS=0.5] [PROFILE=paper]                tests and benchmark on a GPU, then a batch for so many hours'
 	@echo 'make clean       remove caches and .venv; results stay'
 

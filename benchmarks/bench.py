@@ -28,7 +28,7 @@ from ccdlib.base.arithmetic import SWITCHES, processor
 from ccdlib.base.devices import best_device, cores
 from ccdlib.data import Sizes, load_data
 from ccdlib.evidence.cost import step_cost
-from ccdlib.models import build, folded
+from ccdlib.models import build, folded, in_bfloat16
 from ccdlib.training import Checkpoint, RunConfig, fit_cohort, prepare, train_epoch, untrained
 from ccdlib.training.identity import provenance
 from ccdlib.training.schedule import Schedule, Trainings, cohorts_of, folders_of
@@ -47,10 +47,9 @@ PAIRS = {  # name: (data, teacher, student, images a step)
 }
 SECTIONS = {}
 DRY = "--dry" in sys.argv
-if DRY:
-    PAIRS = dict(list(PAIRS.items())[:2])
+STEPS = list(PAIRS.items())[: 2 if DRY else None]
 # Of whole CIFAR-sized runs: (training images, images a step). A GPU is filled by a step as large as the papers'.
-WHOLE = (25_600, 128) if DEVICE.type == "cuda" and not DRY else (256, 32)
+WHOLE = (32, 16) if DRY else (25_600, 128) if DEVICE.type == "cuda" else (256, 32)
 
 
 def section(function):
@@ -68,7 +67,7 @@ def rgb_digits(folder, side=32):
     On a CPU 1,000 training and 50 test images; on a GPU as many as CIFAR-100 has, each many times.
     """
     data = load_data("digits")
-    arrays, sizes = {}, (50_000, 10_000) if DEVICE.type == "cuda" and not DRY else (1000, 50)
+    arrays, sizes = {}, (128, 50) if DRY else (50_000, 10_000) if DEVICE.type == "cuda" else (1000, 50)
     for split, n in zip(("train", "test"), sizes, strict=True):
         images, labels = (getattr(data, f"{split}_{what}") for what in ("images", "labels"))
         rows = torch.arange(n) % len(labels)
@@ -167,7 +166,7 @@ def _one_thread(work):
 def step(repeats):
     """A CCD step: the whole loop, the plain step on ready tensors, and the floor: both networks alone on ready tensors."""
     peak = next(rate(repeats))["GFLOP/s"]
-    for pair, (_, teacher, student, batch) in PAIRS.items():
+    for pair, (_, teacher, student, batch) in STEPS:
         count = 8 if pair.startswith("digits") else 2
         config = configuration(pair, n_train=count * batch)
         data = data_of(config)
@@ -204,6 +203,8 @@ def _floor(data, teacher, student, half):
     teacher, student = (
         part.to(DEVICE, memory_format=torch.channels_last) for part in (folded(both[0].eval()), both[1].train())
     )
+    if half:
+        in_bfloat16(teacher)
 
     def run(batch):
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=half):
@@ -216,13 +217,17 @@ def _floor(data, teacher, student, half):
 
 @section
 def fit(repeats):
-    """Whole runs end to end: views, training, as many tests, files, workers and their start."""
+    """Whole runs end to end: views, training, as many tests, files, workers and their start.
+
+    The usual way computes in float32, ours of CIFAR-sized networks in precision "fast".
+    """
     repeats, (images, batch) = min(repeats, 2), WHOLE
     for pair in ("ResNet56 -> ResNet20", "WRN-40-2 -> WRN-16-2", "ResNet32x4 -> ResNet8x4"):
         config = _taught(configuration(pair, n_train=images, batch=batch, precision="fast"))
+        ours_in = ", ours in bfloat16" * config.arithmetic().half
         if pair.startswith("ResNet32x4"):
             times = in_turns(repeats, warm=False, ours=lambda c=config: _fresh([c]), usual=lambda c=config: _usually([c]))
-            yield _compared(f"{pair}, one run", times, "usual", "ours")
+            yield _compared(f"{pair}, one run{ours_in}", times, "usual", "ours")
             continue
         seeds = [config.but(seed=s, draws=0) for s in range(5)]
         times = in_turns(
@@ -233,8 +238,8 @@ def fit(repeats):
             together=lambda s=seeds: _fresh(s),
             five=lambda s=seeds: _usually(s),
         )
-        yield _compared(f"{pair}, one run", times, "usual", "ours")
-        yield _compared(f"{pair}, five seeds that share their draws", times, "five", "together")
+        yield _compared(f"{pair}, one run{ours_in}", times, "usual", "ours")
+        yield _compared(f"{pair}, five seeds that share their draws{ours_in}", times, "five", "together")
     digits = _taught(configuration("digits: resnet20 -> resnet8", n_train=50, epochs=2 if DRY else 80, eval_every=40))
     ten = [digits.but(seed=s) for s in range(10)]
     shared = [c.but(draws=0) for c in ten]
@@ -296,8 +301,8 @@ def _usually(configs):
 
 @section
 def precision(repeats):
-    """A CCD step of the whole loop in bfloat16 and in float32, and the networks alone."""
-    for pair, (*_, batch) in PAIRS.items():
+    """A CCD step of the whole loop in bfloat16 and in float32."""
+    for pair, (*_, batch) in STEPS:
         sides = {}
         for kind in ("float32", "bfloat16"):
             config = configuration(pair, n_train=2 * batch, precision=kind)
@@ -334,7 +339,7 @@ def _trained_alone(config, portable):
 @section
 def paper(repeats):
     """The papers' protocol: 240 epochs of CCD on 50,000 images, 128 a step, from the time of one epoch and one evaluation."""
-    pair = list(PAIRS)[1 if DRY else 2]
+    pair = "ResNet56 -> ResNet20" if DRY else "WRN-40-2 -> WRN-16-2"
     images = 128 if DRY else 50_000 if DEVICE.type == "cuda" else 512
     config = _taught(configuration(pair, n_train=images, batch=128, precision="fast"))
     data = data_of(config)
@@ -420,7 +425,7 @@ def one_process(side, data):
     DATA.update(rgb=data)
     config = configuration("WRN-40-2 -> WRN-16-2", n_train=96)
     if side == "usual":
-        usual.train(("wrn_40_2", "wrn_16_2"), data_of(config), POLICY, config.batch, 1)
+        usual.train(("wrn_40_2", "wrn_16_2"), data_of(config), POLICY, config.batch, 1, device=DEVICE)
     elif side.startswith("ours"):
         ready, seeds = data_of(config).to(DEVICE), 5 if "five" in side else 1
         configs = [config.but(seed=s, draws=0) for s in range(seeds)]

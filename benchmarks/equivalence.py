@@ -22,7 +22,8 @@ from ccdlib.training.schedule import Schedule, Trainings, folders_of
 FILE = Path(__file__).with_suffix(".json")
 MARGIN = 0.5
 IMAGES = {"data": "digits", "n_train": 1000, "eval_every": 20}
-TEACHER = RunConfig(**IMAGES | recipe_of("small", "resnet20", "teacher") | {"model": "resnet20", "epochs": 20, "seed": 100})
+OF_TEACHER = recipe_of("small", "resnet20", "teacher") | {"model": "resnet20", "epochs": 20, "seed": 100}
+TEACHER = RunConfig(**IMAGES | OF_TEACHER, precision="float32")
 STUDENT = IMAGES | recipe_of("small", "resnet8") | {"model": "resnet8", "epochs": 20, "method": "kd", "views": "cifar100"}
 
 

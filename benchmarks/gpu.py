@@ -29,7 +29,7 @@ def steps(dry: bool, hours: float, profile: str) -> list[list[str]]:
     batch = [sys.executable, "-m", "ccdlib", "batch", "--hours", str(hours)]
     return [
         [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "tests"],
-        [*python, bench, "--only", "rate,step,precision,paper" if dry else SECTIONS, *["--dry"] * dry],
+        [*python, bench, "--only", SECTIONS, *["--dry"] * dry],
         [*batch, "--profile", "smoke", "00_quickstart"] if dry else [*batch, "--profile", profile],
     ]
 

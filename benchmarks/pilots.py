@@ -85,9 +85,9 @@ def main(section):
     """Train the arms of a section and say how far each lies above what it is compared with."""
     arms = list({"class": of_designs, "methods": of_methods}[section]())
     rows = []
-    with Trainings(Schedule(folders_of([config for _, configs, _ in arms for config in configs]))) as trained:
+    with Trainings(Schedule(folders_of([config for _, configs, _ in arms for config in configs]))) as trainings:
         for name, configs, base in arms:
-            trained(configs)
+            trainings.wait(configs)
             found = [fit(config, show="none").accuracy for config in configs]
             against = base and paired(found, [fit(config, show="none").accuracy for config in base])
             rows.append({"arm": name, "accuracies": found, "gain": against and list(against)})

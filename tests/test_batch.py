@@ -24,7 +24,7 @@ from ccdlib.base import paths
 from ccdlib.base.arithmetic import SWITCHES
 from ccdlib.base.files import write_whole
 from ccdlib.base.registry import CcdError
-from ccdlib.kit import batch, engine, jobs, outlook, verdicts
+from ccdlib.kit import batch, door, engine, jobs, outlook, verdicts
 from ccdlib.kit import finished as kept
 from ccdlib.kit.batch import PAGE as PAGE_JOB
 from ccdlib.kit.batch import Grid
@@ -325,6 +325,38 @@ def test_a_batch_ends_on_term_with_all_that_it_started_and_a_second_one_is_refus
 # ---------------------------------------------------------------- what is missing
 
 
+def test_ccd_run_finds_what_was_executed_and_only_that(done, monkeypatch):
+    executed, results = [], done / "outputs" / PROFILE / STEM / "results.json"
+
+    def execute(path, target, parameters):
+        executed.append(target)
+        results.write_text(json.dumps({"written": len(executed)}))
+
+    def run(again=False):
+        before = len(executed)
+        door.run_notebook(STEM, PROFILE, again=again)
+        return len(executed) > before
+
+    monkeypatch.setattr(door, "execute", execute)
+    assert [run(), run(again=True), run()] == [False, True, False]
+    assert Grid(PROFILE).missing() == [], "a batch finds what `ccd run` executed"
+    results.write_text('{"of": "another execution"}')
+    assert [run(), run()] == [True, False]
+    edit_cell(done, "code", "analysis.save()", "analysis.save()  # edited")
+    assert [run(), run()] == [True, False]
+
+    def fails(*given):
+        raise door.NotebookFailed("a cell")
+
+    edit_cell(done, "code", "# edited", "# edited again")
+    with monkeypatch.context() as patch:
+        patch.setattr(door, "execute", fails)
+        with pytest.raises(door.NotebookFailed):
+            run()
+    edit_cell(done, "code", "# edited again", "# edited")
+    assert run(), "what failed may have written figures"
+
+
 def complete(grid):
     """Do all jobs here, a notebook by its mere files; they are looked at, not executed."""
     for cohort in grid.cohorts.values():
@@ -337,8 +369,10 @@ def complete(grid):
         target.mkdir(parents=True, exist_ok=True)
         (target / "results.json").write_text("{}")
         target.with_suffix(".ipynb").write_text("{}")
-    for job in (*grid.cohorts, *grid.stems):
+    for job in grid.cohorts:
         write_whole(grid.marker(job), "")
+    for stem in grid.stems:
+        kept.remember(grid.marker(stem))
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,15 @@
 """The benchmark compares like with like: the usual step learns what ours learns, from pairs of the same kind."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
 from stepping import step
 
+from ccdlib.base import paths
 from ccdlib.base.arithmetic import processor
 from ccdlib.base.paths import ROOT
 from ccdlib.data import load_data
@@ -62,3 +65,24 @@ def test_the_table_is_printed_and_other_sections_are_kept(usual, tmp_path, monke
     assert kept["another"]["views"] == "as before"
     assert kept[processor()]["rate"]["rows"][0]["GFLOP/s"] > 0
     assert "matrix product" in capsys.readouterr().out
+
+
+def test_make_gpu_is_tests_benchmark_and_a_batch(usual):
+    import gpu
+
+    tests, bench, batch = gpu.steps(dry=False, hours=0.5, profile="paper")
+    assert tests[-3:] == ["-m", "cuda", "tests"]
+    assert {*bench[-1].split(",")} <= {*__import__("bench").SECTIONS}
+    assert batch[-4:] == ["--hours", "0.5", "--profile", "paper"]
+    assert (paths.PARAMS / "paper").is_dir()
+
+
+@pytest.mark.drill
+def test_the_dry_run_of_make_gpu_executes_what_needs_no_gpu(tmp_path):
+    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "gpu.py")]
+    environment = os.environ | {"CCD_OUTPUTS": str(tmp_path), "CCD_DEVICE": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no GPU: " in done.stdout
+    for said in (" passed", "images/s", "overhead %", "hours would add: ", "jobs done in "):
+        assert said in done.stdout, said

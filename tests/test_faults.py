@@ -499,10 +499,10 @@ def test_an_interrupted_command_that_keeps_nothing_does_not_speak_of_going_on():
 def test_workers_end_with_the_process_that_started_them(outputs):
     program = """
 from ccdlib import RunConfig
-from ccdlib.training.schedule import Schedule, folders_of, side_by_side
+from ccdlib.training.schedule import Schedule, Trainings, folders_of
 configs = [RunConfig(n_train=40, batch=20, epochs=1000, eval_every=1000, seed=s) for s in range(2)]
-with side_by_side(Schedule(folders_of(configs))) as trained:
-    trained(configs)
+with Trainings(Schedule(folders_of(configs))) as trainings:
+    trainings.wait(configs)
 """
     process = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"CCD_JOBS": "2"})
     in_training(outputs)
@@ -512,6 +512,27 @@ with side_by_side(Schedule(folders_of(configs))) as trained:
     deadline = time.time() + 20
     while alive(outputs) and time.time() < deadline:
         time.sleep(0.1)
+    assert not alive(outputs)
+
+
+@pytest.mark.drill
+@needs_proc
+def test_a_process_that_ends_early_does_not_wait_for_the_trainings_that_it_began(outputs):
+    program = """
+import time
+from ccdlib import RunConfig
+from ccdlib.training.schedule import Schedule, Trainings, folders_of
+configs = [RunConfig(n_train=40, batch=20, epochs=3000, eval_every=3000, seed=s) for s in range(6)]
+trainings = Trainings(Schedule(folders_of(configs)))
+input()
+raise SystemExit("a cell failed")
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=os.environ | {"CCD_JOBS": "2"}, stdin=subprocess.PIPE, start_new_session=True
+    )
+    in_training(outputs)
+    process.communicate(b"\n", timeout=30)
+    assert process.returncode == 1
     assert not alive(outputs)
 
 

@@ -1,10 +1,11 @@
-"""The arithmetic of a run: float32 or bfloat16, and whether its bits are those of every x86-64 processor ("portable").
+"""The arithmetic of a run: float32 or bfloat16, and whether all x86-64 processors that were tried give its bits ("portable").
 
 Processors round differently because torch chooses the widest instructions that it finds, and these add numbers in another
 order. The switches below ask oneDNN, ATen and MKL for kernels that every x86-64 processor with AVX2 has. They have an effect
 only where torch has not computed anything yet.
 """
 
+import hashlib
 import os
 import platform
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 Precision = Literal["auto", "float32", "bfloat16", "fast"]
 # MKL_CBWR=AVX2 gave other bits on another processor. One thread: more would add in an order that depends on their number.
 SWITCHES = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"}
+PRODUCT = "2894a252"  # _product() of a portable process
 WIDEST = {"amx_bf16": "AMX", "avx512_f": "AVX-512", "avx2": "AVX2", "sve2": "SVE2", "neon": "NEON"}
 TOO_LATE = (
     "this process has already computed with the widest instructions of its processor, so its results are not portable. "
@@ -64,7 +66,20 @@ def can_be_portable() -> bool:
 
 def is_portable() -> bool:
     """Whether what this process computes is portable. Asking settles what instructions torch uses."""
-    return SWITCHES.items() <= os.environ.items() and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    asked = SWITCHES.items() <= os.environ.items() and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return asked and _product() == PRODUCT
+
+
+def _product():
+    """A few digits of the bits of a matrix product: MKL tells in no other way whether it has heard of its switch."""
+    numbers = torch.arange(64.0 * 64).view(64, 64) / 7
+    return hashlib.sha256((numbers @ numbers.sin()).numpy().tobytes()).hexdigest()[:8]
+
+
+def exact(device: str | torch.device) -> None:
+    """Let float32 mean float32 on a GPU, whose convolutions would otherwise round to ten bits (TF32)."""
+    if torch.device(device).type == "cuda":
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
 
 
 def make_portable() -> bool:

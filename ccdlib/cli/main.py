@@ -167,7 +167,9 @@ def batch(notebooks, profile, cores, gpus, jobs, slurm, hours, dry_run, timed):
     done = engine.run(grid, cores, gpus, jobs, slurm, seconds, say=click.echo, until=end)
     if hours and not done:
         click.echo(outlook.there(grid))
-        click.echo(outlook.adds(grid, planner.expected(grid), 1.0, workers))
+        left = planner.expected(grid)
+        if left:
+            click.echo(outlook.adds(grid, left, 1.0, workers))
     if done is False:
         sys.exit(1)
 

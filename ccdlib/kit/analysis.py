@@ -134,7 +134,8 @@ class Analysis:
             "collapsed": stats.collapsed_seeds(runs),
             "baseline": baseline,
             "difference": base and stats.paired(accuracies, base)._asdict(),
-            "best_on_test": stats.spread([r.best_on_test for r in runs])[0],
+            # Of one evaluation there is no best.
+            "best_on_test": stats.spread([r.best_on_test for r in runs])[0] if all(map(_several, runs)) else None,
             "published": theirs and theirs._asdict() | {"source": SOURCE},
         }
 
@@ -228,6 +229,11 @@ def answered(claim: dict) -> str:
     return said
 
 
+def _several(run):
+    """Whether a run was evaluated more than once."""
+    return sum(row["test_accuracy"] is not None for row in run.curves) > 1
+
+
 def _shown(row, baseline):
     """A row of the table as a person reads it."""
     theirs, said, apart = row["published"], "", ""
@@ -239,7 +245,7 @@ def _shown(row, baseline):
         "accuracy (%)": f"{row['mean']:.2f} ± {row['std']:.2f}",
         "collapsed": stats.said_of_collapse(row["collapsed"]),
         f"gain over {baseline if isinstance(baseline, str) else 'its baseline'}": stats.brief(row["difference"]),
-        "best on test (%)": f"{row['best_on_test']:.2f}",
+        "best on test (%)": "" if row["best_on_test"] is None else f"{row['best_on_test']:.2f}",
         "published (%)": said,
         "ours - published": apart,
     }

@@ -66,7 +66,8 @@ class Grid:
             each.check()
         found = {stem: each.runs for stem, each in self.experiments.items()}
         self.runs = {stem: [folder for _, folder in runs.values()] for stem, runs in found.items()}
-        self.arm_of = {name: arm for runs in reversed(found.values()) for name, (arm, _) in runs.items()}
+        # {name of a run: (the first notebook that needs it, its arm there)}
+        self.arm_of = {name: (stem, arm) for stem in reversed(found) for name, (arm, _) in found[stem].items()}
         self.schedule = Schedule(folder for folders in self.runs.values() for folder in folders)
         self.cohorts, self.cohort_of = self.schedule.cohorts, self.schedule.cohort_of
 
@@ -79,8 +80,7 @@ class Grid:
     def notebook_done(self, stem: str) -> bool:
         """Whether the notebook was executed with these parameters, code cells, ccdlib sources and runs, and is there."""
         # In this order: only a notebook whose runs are all there needs the hash of the library, which takes a second.
-        there = finished.is_there(self.profile, stem)
-        return there and not self.missing_cohorts(self.runs[stem]) and self.marker(stem).exists()
+        return not self.missing_cohorts(self.runs[stem]) and finished.is_there(self.marker(stem))
 
     def missing_notebooks(self) -> list[str]:
         """The stems whose notebook is still to be executed."""

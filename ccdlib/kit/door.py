@@ -57,10 +57,11 @@ def run_notebook(
         planned = experiment(path.stem, values)
         runs = [folder for _, folder in planned.runs.values()]
         mark = finished.marker(here, path.stem, finished.fingerprint(path, values, runs))
-        if not (again or unfinished(runs)) and mark.exists() and finished.is_there(here, path.stem):
+        if not (again or unfinished(runs)) and finished.is_there(mark):
             return target, False
         if not checked:
             planned.check()
+        finished.forget(mark)
     os.environ[CHECKED] = checksum(path.stem, values)
     arithmetic = arithmetic_of(values)
     defaults = profile_parameters(path, "smoke")

@@ -64,7 +64,7 @@ def run(
         if not done and grid.profile != "smoke" and verdicts.outdated():
             verdicts.write()  # its job needs all notebooks
             say("The verdict page now has the notebooks that are done.")
-        return None if over and not done else done
+        return None if over and not done and "failed" not in watch.states.values() else done
 
 
 @contextmanager

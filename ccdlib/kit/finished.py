@@ -7,13 +7,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from ccdlib.base import paths
-from ccdlib.base.files import write_whole
+from ccdlib.base.files import sha256, write_whole
 from ccdlib.kit.parameters import cells_of
 from ccdlib.training.schedule import digest_of
 from ccdlib.training.store import Folder
 
 # No result depends on these modules.
-ELSEWHERE = ("cli", *(f"kit/{name}.py" for name in ("batch", "clean", "engine", "finished", "jobs", "verdicts")))
+DOORS = ("batch", "clean", "engine", "finished", "jobs", "outlook", "planning", "verdicts")
+ELSEWHERE = ("cli", *(f"kit/{name}.py" for name in DOORS))
 
 
 def fingerprint(path: Path, parameters: dict, runs: Iterable[Folder]) -> str:
@@ -43,18 +44,29 @@ def marker(profile: str, stem: str, print_of_it: str) -> Path:
     return paths.outputs() / ".batch" / profile / "done" / f"{stem}-{print_of_it}"
 
 
-def is_there(profile: str, stem: str) -> bool:
-    """Whether an executed notebook lies in the folder of a profile with all that it writes."""
-    folder = paths.outputs() / profile / stem
-    try:
-        figures = json.loads((folder / "results.json").read_text()).get("figures", [])
-    except (OSError, ValueError):
-        return False
-    return folder.with_suffix(".ipynb").exists() and all((folder / name).exists() for name in figures)
+def is_there(mark: Path) -> bool:
+    """Whether the marker is there, and the executed notebook with all that it wrote is still what it was."""
+    return mark.exists() and mark.read_text() == _content(mark)
 
 
 def remember(mark: Path) -> None:
-    """Write the marker of a notebook that was executed, and remove its older ones."""
+    """Write the marker of a notebook that was executed."""
+    forget(mark)
+    write_whole(mark, _content(mark))
+
+
+def forget(mark: Path) -> None:
+    """Remove all markers of the notebook, because it is going to write other results."""
     for old in mark.parent.glob(f"{mark.name.rpartition('-')[0]}-*"):
         old.unlink(missing_ok=True)
-    write_whole(mark, "")
+
+
+def _content(mark):
+    """A hash of the executed notebook, its results and its figures; "" where something is missing."""
+    folder = paths.outputs() / mark.parent.parent.name / mark.name.rpartition("-")[0]
+    try:
+        figures = json.loads((folder / "results.json").read_text()).get("figures", [])
+        files = [folder.with_suffix(".ipynb"), *(folder / name for name in ("results.json", *figures))]
+        return digest_of([sha256(file) for file in files])
+    except (OSError, ValueError):
+        return ""

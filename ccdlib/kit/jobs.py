@@ -33,9 +33,11 @@ def work(plan: str | Path, name: str) -> None:
     job, folder = plan["jobs"][name], Path(plan["folder"])
     with acquired(job_lock(folder, job["job"])):  # an engine that was killed may have left a process behind that does this job
         _do(job, plan["profile"])
-        for old in (folder / "done").glob(f"{job['job']}-*") if job["kind"] == "notebook" else ():
-            old.unlink()
-        write_whole(folder / "done" / name, "")
+        mark = folder / "done" / name
+        if job["kind"] != "notebook":
+            write_whole(mark, "")
+        elif not mark.exists():  # executed under another name
+            raise CcdError(f"{job['job']} has changed since the batch was planned; start the batch again")
 
 
 def _do(job, profile):

@@ -26,7 +26,7 @@ def adds(grid: Grid, seconds: dict[str, float], hours: float = 1.0, at_once: int
     for key in sorted(grid.missing_cohorts(), key=grid.tiers.get):
         first = min(range(at_once), key=free.__getitem__)
         begins = max([free[first], *(finishes[needed] for needed in grid.schedule.needs(key) if needed in finishes)])
-        finishes[key] = free[first] = begins + seconds.get(key, 0) * _left(grid.cohorts[key])
+        finishes[key] = free[first] = begins + seconds[key] * _left(grid.cohorts[key])
     inside = [key for key in finishes if finishes[key] <= 3600 * hours]
     added = _by_arm(grid, (folder for key in inside for folder in unfinished(grid.cohorts[key])))
     span = "the next hour" if hours == 1 else f"{hours:g} hours"
@@ -42,16 +42,21 @@ def _left(folders):
 
 
 def _by_arm(grid, folders: Iterable[Folder]) -> str:
-    """Runs as "KD (seeds 0 1), CCD (seed 0)"."""
+    """Runs as "KD (seeds 0 1), CCD (seed 0)", by notebook where there are several."""
     arms = {}
     for folder in folders:
         arms.setdefault(grid.arm_of[folder.path.name], set()).add(folder.config.seed)
-    return ", ".join(f"{arm} (seed{'s' * (len(seeds) > 1)} {' '.join(map(str, sorted(seeds)))})" for arm, seeds in arms.items())
+    said = {}
+    for (stem, arm), seeds in arms.items():
+        said.setdefault(stem, []).append(f"{arm} (seed{'s' * (len(seeds) > 1)} {' '.join(map(str, sorted(seeds)))})")
+    if len(grid.stems) == 1:
+        return ", ".join(text for texts in said.values() for text in texts)
+    return "; ".join(f"{stem}: {', '.join(texts)}" for stem, texts in said.items())
 
 
 def _begun(grid, folder):
     config = folder.config
-    return f"{grid.arm_of[folder.path.name]}, seed {config.seed}, {_epochs(folder)} of {config.epochs} epochs"
+    return f"{' '.join(grid.arm_of[folder.path.name])}, seed {config.seed}, {_epochs(folder)} of {config.epochs} epochs"
 
 
 def _epochs(folder):

@@ -50,7 +50,7 @@ class Method(nn.Module):
     teacher: whether a method has one. teacher_method: the method that must have trained the teacher, because its heads are
     needed (None: any). freezes: where there is a teacher, the network is a frozen copy of it and only heads are trained.
     rotates: every view is seen at four rotations. hard_labels: mixed labels are refused. keeps: the heads are stored with the
-    run. initial: how the weights of the heads are drawn.
+    run. initial: how the weights of the heads are drawn. half: whether the networks compute in bfloat16; the loop sets it.
     """
 
     teacher: Literal["needed", "none", "optional"] = "needed"
@@ -60,6 +60,7 @@ class Method(nn.Module):
     hard_labels: bool = True
     keeps: bool = False
     initial: Initial = HE
+    half: bool = False
 
     @classmethod
     def by_image(cls, settings: dict) -> bool:
@@ -85,8 +86,8 @@ class Method(nn.Module):
         """What the heads make of a network's Output; None where there are none."""
 
     def headed(self, head: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """head(x) in float32, computed in the precision of x, which is that of the network that x comes from."""
-        if x.dtype != torch.bfloat16:
+        """head(x) in float32, computed in the networks' own precision."""
+        if not self.half:
             return head(x)
         with torch.autocast(x.device.type, torch.bfloat16):
             return full(head(x))

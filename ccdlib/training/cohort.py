@@ -25,7 +25,7 @@ from ccdlib.training.checks import (
     seconds_between_saves,
     whole_data,
 )
-from ccdlib.training.config import Checkpoint, RunConfig
+from ccdlib.training.config import Checkpoint, RunConfig, with_teachers
 from ccdlib.training.identity import identity, provenance
 from ccdlib.training.loop import Diverged, Trainee, prepare, train_epoch
 from ccdlib.training.store import DamagedRun, Folder, load_weights
@@ -134,8 +134,12 @@ def fit_cohort(
 
 
 def computes_as(configs: Sequence[RunConfig]) -> bool:
-    """Let this process compute as the runs need it; False where it is too late (see arithmetic.make_portable)."""
-    return not any(config.arithmetic().portable for config in configs) or make_portable()
+    """Let this process compute as the runs and their teachers need it, from now on.
+
+    Returns False where it is too late (see arithmetic.make_portable).
+    """
+    every = (needed for config in configs for needed in with_teachers(config))
+    return not any(config.arithmetic().portable for config in every) or make_portable()
 
 
 def folder_of(config: RunConfig) -> Folder:

@@ -133,8 +133,8 @@ class RunConfig(Strict):
     device: "auto", "cpu" or "cuda".
     precision: of networks, "float32" or "bfloat16"; "auto": bfloat16 on a GPU and float32 on a CPU; "fast": bfloat16 also on a
     CPU that has instructions for it (AMX). Weights, batch norm statistics, losses and the optimiser are always float32.
-    portable: whether the bits are to be those of every x86-64 processor, on one thread (see base/arithmetic.py). It counts for
-    float32 on a CPU only.
+    portable: whether the bits are to be those of every x86-64 processor that was tried, on one thread (see
+    base/arithmetic.py). It counts for float32 on a CPU only.
     The run's name depends on every field but device and processes, and on the precision that is meant on the device.
     Errors: CcdError (a ValueError) that says what was given and what is allowed.
     """

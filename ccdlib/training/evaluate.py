@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ccdlib.base.arithmetic import Precision, resolved
+from ccdlib.base.arithmetic import Precision, exact, resolved
 from ccdlib.data import Dataset
 from ccdlib.training import group
 from ccdlib.views.crops import normalise
@@ -53,6 +53,7 @@ def predict(
     network.eval()
     device = torch.device(device)
     half = resolved(precision, False, device.type).half
+    exact(device)
     logits = []
     for part in images.split(batch):
         inputs = normalise(part.to(device), data.mean, data.std)

@@ -14,7 +14,6 @@ from ccdlib.base.devices import best_device, device_named, jobs
 from ccdlib.base.registry import CcdError
 from ccdlib.training.checks import data_of
 from ccdlib.training.config import RunConfig, work_of
-from ccdlib.training.evaluate import evaluate
 from ccdlib.training.loop import prepare, train_epoch
 from ccdlib.training.schedule import grouped
 from ccdlib.training.teachers import untrained
@@ -129,5 +128,5 @@ def _pace(configs):
     if data.in_files:  # an evaluation could take hours; a test image takes about a third of the time of a training image
         return image * (1 + len(data.test_labels) / len(data.train_labels) / first.eval_every / 3)
     began = time.perf_counter()
-    evaluate(trainees[0].network, data.to(device), device)
+    replace(trainees[0], data=data.to(device)).tested()
     return image + (time.perf_counter() - began) / len(data.train_labels) / first.eval_every

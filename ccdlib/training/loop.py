@@ -11,6 +11,7 @@ from itertools import chain
 
 import torch
 
+from ccdlib.base.arithmetic import exact
 from ccdlib.base.registry import CcdError
 from ccdlib.data import Dataset
 from ccdlib.methods import METHODS, Method
@@ -191,13 +192,16 @@ class Log:
 def _largest(*modules):
     """The largest absolute value of all weights and buffers, NaN where there is one."""
     every = chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules)
-    return torch.nn.utils.get_total_norm([tensor for tensor in every if tensor.is_floating_point()], math.inf)
+    return torch.nn.utils.get_total_norm(
+        [tensor for tensor in every if tensor.is_floating_point() and tensor.numel()], math.inf
+    )
 
 
 def prepare(configs: list[RunConfig], data: Dataset, device: torch.device, taught_by: TaughtBy) -> list[Trainee]:
     """The Trainees of a cohort on `device`, with fresh weights. data: on the same device. taught_by: the cohort's teacher."""
     teacher, heads = taught_by
     answering, half = None, configs[0].arithmetic(device.type).half
+    exact(device)
     if teacher is not None:
         answering = folded(teacher).to(device, memory_format=torch.channels_last)
         if half:
@@ -213,6 +217,7 @@ def prepare(configs: list[RunConfig], data: Dataset, device: torch.device, taugh
         # Heads get their random weights on the CPU, like the networks, so that they are equal on every device.
         method = method_of(config, data, network, None if frozen else teacher, heads)
         network, method = network.to(device), method.to(device)
+        method.half = half
         parameters = [p for part in (network, method) for p in part.parameters() if p.requires_grad]
         optimiser = torch.optim.SGD(
             parameters,
@@ -227,5 +232,5 @@ def prepare(configs: list[RunConfig], data: Dataset, device: torch.device, taugh
             Trainee(config, data, device, network, None if frozen else answering, method, optimiser, frozen, shared, half)
         )
     if heads is not None:
-        heads.to(device)
+        heads.to(device).half = half
     return trainees

@@ -1,14 +1,14 @@
 """The schedule of many runs, for notebooks and batches: each run once, in cohorts, teachers before their students."""
 
-import atexit
 import hashlib
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
-from functools import cache
+from functools import cache, partial
 
 from loky import ProcessPoolExecutor
 
@@ -114,11 +114,13 @@ class Trainings:
             portable = any(config.arithmetic().portable for config in together)
             environment = {"OMP_NUM_THREADS": "1"} | (SWITCHES if portable else {}) | extensions.environment()
             self._pool = ProcessPoolExecutor(jobs(), timeout=60, env=environment, initializer=_end_with_parent)
-            atexit.register(self.close, stop=True)  # before loky's own, which would wait for the workers
             rows = extensions.carried()
             self._begun = [
                 (cohort, self._pool.submit(_fit_in_worker, cohort, rows).result) for cohort in _spread(missing, jobs())
             ]
+            # At the end of this process, before what loky has registered by now, which would wait for all trainings: the last
+            # one is called first, and all of these before those of the module atexit.
+            threading._register_atexit(partial(self.close, stop=True))
 
     @property
     def side_by_side(self) -> bool:
@@ -140,7 +142,6 @@ class Trainings:
         self.closed = True
         if self._pool:
             pool, self._pool = self._pool, None
-            atexit.unregister(self.close)
             pool.shutdown(wait=True, kill_workers=stop)
 
     def __enter__(self) -> "Trainings":
@@ -151,7 +152,11 @@ class Trainings:
 
 
 def _end_with_parent():
-    """In a worker: end when the process that started it is killed; without this a worker would go on training alone."""
+    """In a worker: end when the process that started it is killed; without this a worker would go on training alone.
+
+    An interrupt is the starting process's to answer: that of another cell must not end what is in training.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
 
     def watch():
