@@ -141,7 +141,7 @@ def test_what_is_worth_most_comes_first_and_the_next_hour_is_told(lab):
     arms = {key: {grid.arm_of[folder.path.name] for folder in folders} for key, folders in grid.cohorts.items()}
     order = sorted(grid.cohorts, key=grid.tiers.get)
     assert [(grid.tiers[key], grid.cohorts[key][0].config.seed) for key in order[:2]] == [(0, 0), (1, 1)]
-    assert arms[order[0]] == arms[order[1]] == {"teacher"}
+    assert arms[order[0]] == arms[order[1]] == {(STEM, "teacher")}
     seeds = [grid.cohorts[key][0].config.seed for key in order[2:]]
     assert seeds == sorted(seeds), "seed by seed"
     assert len(seeds) == 6

@@ -491,10 +491,10 @@ def test_the_quickstart_on_two_classes_of_an_image_folder(tmp_path, outputs):
 
     noise = np.random.default_rng(0)
     for k in range(32):
-        place = tmp_path / ("train" if k < 24 else "val") / ("cat" if k % 2 else "dog")
+        place = tmp_path / "pictures" / ("train" if k < 24 else "val") / ("cat" if k % 2 else "dog")
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(place / f"{k}.png")
-    given = {"data": f"folder:{tmp_path}", **TINY, "n_train": 4, "n_teacher": 0}
+    given = {"data": f"folder:{tmp_path / 'pictures'}", **TINY, "n_train": 4, "n_teacher": 0}
     executed, _ = run_notebook("00_quickstart", given=[(name, str(value)) for name, value in given.items()])
     assert "2 classes; an image is (3, 32, 32)" in executed.read_text()
 
