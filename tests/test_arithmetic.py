@@ -281,6 +281,16 @@ def test_no_core_idles_while_a_first_teacher_is_trained(monkeypatch, outputs):
     assert [len(runs) for runs in results.values()] == [2, 2]
 
 
+def test_teachers_are_trained_first_and_then_what_takes_longest(outputs):
+    students = [RunConfig(**SMALL, seed=5), *(RunConfig(**SMALL, seed=k, method="kd", teacher=TEACHER) for k in (0, 1))]
+    long = RunConfig(**SMALL | {"epochs": 4, "views": "cifar100"}, seed=2, method="kd", teacher=TEACHER)
+    schedule = Schedule(folders_of([*students, long]))
+    first = [schedule.cohorts[key][0].config for key in schedule.in_order()]
+    assert first[:2] == [TEACHER, long]
+    assert first[2:4] == students[1:]
+    assert first[4] == students[0], "without a teacher it is the shortest"
+
+
 def test_trainings_end_with_their_first_mistake(monkeypatch, outputs):
     monkeypatch.setenv("CCD_JOBS", "2")
     broken = RunConfig(**SMALL, lr=1e30)

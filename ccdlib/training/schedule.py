@@ -19,6 +19,7 @@ from ccdlib.training import group
 from ccdlib.training.cohort import computes_as, fit_cohort, folder_of
 from ccdlib.training.config import RunConfig, with_teachers
 from ccdlib.training.store import Folder
+from ccdlib.training.work import training_macs
 
 
 def grouped(things: Iterable, key: Callable) -> list[list]:
@@ -61,6 +62,14 @@ class Schedule:
         wanted = {self.cohort_of[folder.path.name] for folder in unfinished(every if folders is None else folders)}
         return [key for key in self.cohorts if key in wanted]
 
+    def in_order(self) -> list[str]:
+        """missing(), teachers first, and then those with the most work, so that all cores are done at about the same time."""
+        missing = self.missing()
+        taught = {teacher for key in missing for teacher in self.teachers(key)}
+        rest = [key for key in missing if key not in taught]
+        work = {key: sum(training_macs(folder.config) for folder in unfinished(self.cohorts[key])) for key in rest}
+        return [key for key in missing if key in taught] + sorted(rest, key=work.get, reverse=True)
+
     def needs(self, key: str) -> list[str]:
         """The keys of the unfinished cohorts of its teachers, which have to be trained before this cohort."""
         return self.missing(self._teachers(key))
@@ -96,14 +105,14 @@ def _key(folders):
 class Trainings:
     """What a schedule lacks, in training.
 
-    With several jobs ($CCD_JOBS, or the number of cores) worker processes train all missing cohorts, in the order of the
-    schedule, from the beginning on. With one job, wait() trains what it is asked for in this process, unless that cannot
+    With several jobs ($CCD_JOBS, or the number of cores) worker processes train all missing cohorts, teachers and the longest
+    first, from the beginning on. With one job, wait() trains what it is asked for in this process, unless that cannot
     compute as the runs need it. Runs that need several processes are trained by one group of processes. closed: whether the
     workers have ended. A context: they end with it.
     """
 
     def __init__(self, schedule: Schedule):
-        missing = [[folder.config for folder in unfinished(schedule.cohorts[key])] for key in schedule.missing()]
+        missing = [[folder.config for folder in unfinished(schedule.cohorts[key])] for key in schedule.in_order()]
         together = [config for cohort in missing for config in cohort]
         self._pool, self.closed = None, False
         if any(config.processes > 1 for config in together):  # one group for all runs, because a group takes seconds to start
