@@ -50,7 +50,8 @@ def hardware(device: str | torch.device) -> str:
     """One line about the hardware: the name of the GPU, or the name of the CPU and the number of threads in use."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def device_named(name: str) -> torch.device:
