@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,6 +214,16 @@ def test_the_tests_compute_portably():
     if arithmetic.can_be_portable():
         assert arithmetic.is_portable()
         assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(("switch", "said"), [("AVX2", "613ec213 False"), ("COMPATIBLE", "2894a252 True")])
+@pytest.mark.skipif(not arithmetic.can_be_portable(), reason="MKL's switch is for x86-64")
+def test_a_product_tells_whether_mkl_has_heard_of_its_switch(switch, said, outputs):
+    code = "import os, torch\nfrom ccdlib.base import arithmetic\n(torch.ones(64, 64) @ torch.ones(64, 64)).sum()\n"
+    code += "os.environ['MKL_CBWR'] = 'COMPATIBLE'; print(arithmetic._product(), arithmetic.is_portable())"
+    found = in_a_process(code, outputs, **SWITCHES | {"MKL_CBWR": switch})
+    if "GenuineIntel" in Path("/proc/cpuinfo").read_text():  # where these digits are from
+        assert found == said
 
 
 def in_a_process(code, outputs, **variables):
