@@ -20,7 +20,7 @@ from ccdlib.base.arithmetic import processor
 from ccdlib.base.devices import gpus
 
 HERE = Path(__file__).parent
-SECTIONS = "rate,views,step,precision,fit,paper,memory"
+SECTIONS = "rate,views,step,fit,paper,memory,precision"
 
 
 def steps(dry: bool, hours: float, profile: str) -> list[list[str]]:

@@ -53,7 +53,8 @@ def predict(
     network.eval()
     device = torch.device(device)
     half = resolved(precision, False, device.type).half
-    exact(device)
+    if not half:
+        exact(device)
     logits = []
     for part in images.split(batch):
         inputs = normalise(part.to(device), data.mean, data.std)

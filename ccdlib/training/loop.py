@@ -201,7 +201,8 @@ def prepare(configs: list[RunConfig], data: Dataset, device: torch.device, taugh
     """The Trainees of a cohort on `device`, with fresh weights. data: on the same device. taught_by: the cohort's teacher."""
     teacher, heads = taught_by
     answering, half = None, configs[0].arithmetic(device.type).half
-    exact(device)
+    if not half:
+        exact(device)
     if teacher is not None:
         answering = folded(teacher).to(device, memory_format=torch.channels_last)
         if half:
