@@ -57,7 +57,10 @@ def run(
             while engine.poll() is None and time.monotonic() < last:
                 time.sleep(poll)
                 watch.look()
-            over = time.monotonic() >= last
+            over = engine.poll() is None
+            if over:
+                watch.look()
+                watch.stopped = True  # the jobs that are ended now have not failed
         if over:
             say("The time is over. What was in training goes on from its last saved epoch another time.")
         done = watch.end(paths.outputs() / grid.profile)
@@ -172,15 +175,17 @@ FEW = 10  # jobs that are named one by one
 class Watch:
     """Says what became of the jobs of a plan, from the events that the engine writes.
 
-    folder: of the batch. jobs: {name: what the plan says of it}. seconds: {name: expected}.
+    folder: of the batch. jobs: {name: what the plan says of it}. seconds: {name: expected}. stopped: whether to look no more.
     """
 
     def __init__(self, folder: Path, jobs: dict[str, dict], seconds: dict[str, float], say: Callable[[str], None]):
         self.folder, self.jobs, self.seconds, self.say = folder, jobs, seconds, say
-        self.began, self.read, self.states = time.time(), 0, dict.fromkeys(jobs, "waiting")
+        self.began, self.read, self.states, self.stopped = time.time(), 0, dict.fromkeys(jobs, "waiting"), False
 
     def look(self) -> None:
         """Say what has happened since the last look, a line for each job that has ended."""
+        if self.stopped:
+            return
         with open(self.folder / "events.jsonl") as file:
             file.seek(self.read)
             text = file.read()
