@@ -1,6 +1,8 @@
-"""A single training step, for tests that look at one."""
+"""A single training step, for tests that look at one, and trainings that are interrupted."""
 
-from ccdlib.training import Log, train_step
+import pytest
+
+from ccdlib.training import Log, cohort, fit_cohort, train_step
 
 
 def step(trainee, batch):
@@ -8,3 +10,19 @@ def step(trainee, batch):
     log = Log()
     train_step([trainee], batch, [log])
     return dict(zip(log.names, log.history[-1], strict=True)), log.correct, log.seen
+
+
+def interrupt(configs, monkeypatch, epochs=1):
+    """Train the runs of a cohort, and interrupt them after so many epochs."""
+    real, done = cohort.train_epoch, []
+
+    def stops(*given):
+        if len(done) == epochs:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cohort, "train_epoch", stops)
+        with pytest.raises(KeyboardInterrupt):
+            fit_cohort(configs, show="none")

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from stepping import step
+from stepping import interrupt, step
 
-from ccdlib import training
 from ccdlib.analyses import Experiment, experiment
 from ccdlib.base import arithmetic, paths
 from ccdlib.base.arithmetic import SWITCHES, resolved
@@ -149,18 +148,7 @@ def test_a_cohort_in_bfloat16_has_the_bits_of_its_members_alone_and_goes_on_to_t
     trained(TEACHER)
     configs = [RunConfig(**HALF, method=method) for method in ("kd", "ccd")]
     alone = [sha256(result.folder / "weights.safetensors") for result in once(*configs)]
-    epochs, train_epoch = [], training.cohort.train_epoch
-
-    def interrupted(*given):
-        if epochs:
-            raise KeyboardInterrupt
-        epochs.append(1)
-        return train_epoch(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.cohort, "train_epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            fit_cohort(configs, show="none")
+    interrupt(configs, monkeypatch)
     results = fit_cohort(configs, show="none")
     assert all(result.metrics["resumed"] for result in results)
     assert [sha256(result.folder / "weights.safetensors") for result in results] == alone
@@ -245,7 +233,8 @@ config = ccdlib.RunConfig(**{SMALL!r}, portable=True)
 
 
 @pytest.mark.skipif(
-    not torch.cpu.get_capabilities().get("avx512_f"), reason="without AVX-512, nothing tells that it is too late"
+    not torch.cpu.get_capabilities().get("avx512_f"),
+    reason="without AVX-512 only the product tells, by one maker's digits",
 )
 def test_where_it_is_too_late_a_run_is_refused_in_this_process_and_trained_in_another(outputs):
     expected = fit(RunConfig(**SMALL, portable=True), show="none")

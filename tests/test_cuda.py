@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from stepping import interrupt
 
-from ccdlib import training
 from ccdlib.data import load_data
 from ccdlib.methods import METHODS
 from ccdlib.training import RunConfig, evaluate, fit, fit_cohort, predict, teacher_of_method
@@ -65,18 +65,7 @@ def test_a_cohort_trains_together_and_goes_on(trained, monkeypatch):
     trained(TEACHER)
     configs = [RunConfig(**JDA | {"epochs": 4}, method=method) for method in ("kd", "ccd", "crd")]
     configs[2] = configs[2].but(settings={"negatives": 8})
-    epochs, train_epoch = [], training.cohort.train_epoch
-
-    def interrupted(*given):
-        if len(epochs) == 2:
-            raise KeyboardInterrupt
-        epochs.append(1)
-        return train_epoch(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.cohort, "train_epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            fit_cohort(configs, show="none")
+    interrupt(configs, monkeypatch, epochs=2)
     results = fit_cohort(configs, show="none")
     assert all(result.metrics["resumed"] and len(result.curves) == 4 for result in results)
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import torch as safetensors
+from stepping import interrupt
 
 import ccdlib
 from ccdlib import Analysis, cli
@@ -58,18 +59,7 @@ def never(*args, **kwargs):
 
 def interrupted(config, monkeypatch, epochs=1):
     """The folder of a run that was interrupted after some epochs."""
-    real, done = cohort.train_epoch, []
-
-    def stops(*args):
-        if len(done) == epochs:
-            raise KeyboardInterrupt
-        done.append(1)
-        return real(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cohort, "train_epoch", stops)
-        with pytest.raises(KeyboardInterrupt):
-            fit(config, show="none")
+    interrupt([config], monkeypatch, epochs)
     return folder_of(config)
 
 

@@ -23,7 +23,7 @@ def timing(p: Parameters, epochs: int) -> dict[str, int]:
     return {"epochs": epochs, "eval_every": max(1, epochs // p["evaluations"])}
 
 
-def arithmetic_of(p: Parameters) -> dict[str, str | bool]:
+def computed_as(p: Parameters) -> dict[str, str | bool]:
     """The fields `precision` and `portable` of a RunConfig, where the notebook has these parameters."""
     return {name: p[name] for name in ("precision", "portable") if name in p}
 
@@ -38,7 +38,7 @@ def teachers_of(p: Parameters, /, **what) -> list[RunConfig | Checkpoint]:
         raise unknown("teacher", p["teacher"], TEACHERS)
     if p.get("teacher") == TEACHERS[0] and not what:
         return _bundled(p)
-    base = {"data": p["data"], "n_train": p["n_teacher"] or None, "model": p["teacher_model"]} | arithmetic_of(p)
+    base = {"data": p["data"], "n_train": p["n_teacher"] or None, "model": p["teacher_model"]} | computed_as(p)
     epochs = p["teacher_epochs"]  # evaluated once, at the end: no figure shows the curve of a teacher
     base |= recipe_of(p["recipe"], p["teacher_model"], "teacher") | {"epochs": epochs, "eval_every": epochs} | what
     return [RunConfig(**base, seed=s, subset_seed=_subset_seed(p, s)) for s in range(p["seeds"])]
@@ -72,7 +72,7 @@ def students_of(
 
     epochs: instead of the parameter `student_epochs`. what: other fields of its RunConfig.
     """
-    base = {"data": p["data"], "n_train": p["n_train"] or None, "model": p["student_model"]} | arithmetic_of(p)
+    base = {"data": p["data"], "n_train": p["n_train"] or None, "model": p["student_model"]} | computed_as(p)
     base |= (
         recipe_of(p["recipe"], p["student_model"])
         | timing(p, epochs or p["student_epochs"])
@@ -139,7 +139,7 @@ def _ready_for(p, method, teachers):
         return teachers
     stage = head_recipe(p["recipe"], needed, p["teacher_epochs"])
     if isinstance(teachers[0], Checkpoint):  # which, unlike a RunConfig, does not tell its data
-        stage |= {"data": p["data"], "n_train": p["n_teacher"] or None} | arithmetic_of(p)
+        stage |= {"data": p["data"], "n_train": p["n_teacher"] or None} | computed_as(p)
     return [
         teacher_of_method(method, teacher, **stage, seed=teacher.seed, subset_seed=_subset_seed(p, teacher.seed))
         for teacher in teachers

@@ -17,7 +17,7 @@ import torch
 Precision = Literal["auto", "float32", "bfloat16", "fast"]
 # MKL_CBWR=AVX2 gave other bits on another processor. One thread: more would add in an order that depends on their number.
 SWITCHES = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"}
-WIDE = ("613ec213", "b36d273b")  # _product() without the switch on one thread and on two; with it 2894a252
+UNSWITCHED = ("613ec213", "b36d273b")  # _product() without the switch on one thread and on two; with it 2894a252
 WIDEST = {"amx_bf16": "AMX", "avx512_f": "AVX-512", "avx2": "AVX2", "sve2": "SVE2", "neon": "NEON"}
 TOO_LATE = (
     "this process has already computed with the widest instructions of its processor, so its results are not portable. "
@@ -67,7 +67,7 @@ def can_be_portable() -> bool:
 def is_portable() -> bool:
     """Whether what this process computes is portable. Asking settles what instructions torch uses."""
     asked = SWITCHES.items() <= os.environ.items() and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return asked and _product() not in WIDE
+    return asked and _product() not in UNSWITCHED
 
 
 def _product():
