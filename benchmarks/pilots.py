@@ -2,6 +2,8 @@
 
     python benchmarks/pilots.py class      lengths and learning rates for profile class of 00_quickstart
     python benchmarks/pilots.py methods    compared methods under the small recipe, against the student alone
+    python benchmarks/pilots.py lite       how many images for the lite profiles, and how far seeds spread there
+    python benchmarks/pilots.py teachers   whether JDA improves a teacher of few images, for 02_augmented_teacher
 
 Prints a table and keeps it, with every accuracy, in pilots.json. Trained runs are found again, as everywhere (CCD_OUTPUTS).
 """
@@ -15,7 +17,7 @@ from ccdlib.base.files import write_whole
 from ccdlib.data.bundled import cards
 from ccdlib.evidence.stats import paired
 from ccdlib.methods import METHODS
-from ccdlib.training import RECIPES, RunConfig, fit, recipe_of
+from ccdlib.training import RECIPES, Checkpoint, RunConfig, fit, recipe_of
 from ccdlib.training.identity import provenance
 from ccdlib.training.recipes import NAMES
 from ccdlib.training.schedule import Schedule, Trainings, folders_of
@@ -81,9 +83,30 @@ def of_methods(n=4):
                 yield name + " + JDA" * (views != "none"), arm, alone
 
 
+def of_lite(n=4, epochs=120):
+    """Teachers of the package, whose seeds the students do not share."""
+    taught = [Checkpoint(model="resnet20", file=f"ccdlib:resnet20-objects-s{k}") for k in range(n)]
+    for images in (100, 200):
+        recipe = RECIPES["small"] | {"n_train": images, "epochs": epochs}
+        kd = [student(FIRST + k, recipe, taught[k]) for k in range(n)]
+        jda = [config.but(views="cifar100") for config in kd]
+        name = f"{images} images, {epochs} epochs"
+        yield f"{name}: KD", kd, None
+        yield f"{name}: KD + JDA", jda, kd
+        yield f"{name}: CCD", [config.but(method="ccd") for config in jda], jda
+
+
+def of_teachers(n=2):
+    for images, epochs in ((100, 240), (200, 120)):
+        recipe = recipe_of("small", "resnet20", "teacher") | {"n_train": images, "epochs": epochs, "model": "resnet20"}
+        plain = [student(seed, recipe) for seed in range(FIRST, FIRST + n)]
+        yield f"{images} images, {epochs} epochs: teacher", plain, None
+        yield f"{images} images, {epochs} epochs: teacher + JDA", [config.but(views="cifar100") for config in plain], plain
+
+
 def main(section):
     """Train the arms of a section and say how far each lies above what it is compared with."""
-    arms = list({"class": of_designs, "methods": of_methods}[section]())
+    arms = list(SECTIONS[section]())
     rows = []
     with Trainings(Schedule(folders_of([config for _, configs, _ in arms for config in configs]))) as trainings:
         for name, configs, base in arms:
@@ -96,6 +119,8 @@ def main(section):
     kept[section] = {"first_seed": FIRST, "rows": rows, "provenance": provenance(best_device())}
     write_whole(FILE, json.dumps(kept, indent=1) + "\n")
 
+
+SECTIONS = {"class": of_designs, "methods": of_methods, "lite": of_lite, "teachers": of_teachers}
 
 if __name__ == "__main__":
     main(*sys.argv[1:2])

@@ -17,7 +17,7 @@ from ccdlib.base import arithmetic, extensions, registry
 from ccdlib.base.registry import CcdError, UnknownName
 from ccdlib.data import DATASETS, Data, load_data
 from ccdlib.kit.analysis import Analysis
-from ccdlib.methods import LOSSES, METHODS, WEIGHTS, Given, Method, Range, confidence
+from ccdlib.methods import ANSWERS, LOSSES, METHODS, TWINS, WEIGHTS, Given, Method, Range, confidence
 from ccdlib.models import MODELS, Backbone, Output, build
 from ccdlib.training import (
     RECIPES,
@@ -40,6 +40,7 @@ registry.seal()  # what is added from here on is a reader's own
 extensions.load_from_environment()
 
 __all__ = [
+    "ANSWERS",
     "DATASETS",
     "EXPERIMENTS",
     "LOSSES",
@@ -48,6 +49,7 @@ __all__ = [
     "OPS",
     "POLICIES",
     "RECIPES",
+    "TWINS",
     "VIEWS",
     "WEIGHTS",
     "Analysis",

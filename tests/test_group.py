@@ -15,7 +15,7 @@ from test_batch import processes
 from ccdlib import training
 from ccdlib.base.registry import CcdError
 from ccdlib.data import load_data
-from ccdlib.methods import LOSSES, METHODS, WEIGHTS
+from ccdlib.methods import ANSWERS, LOSSES, METHODS, TWINS, WEIGHTS
 from ccdlib.models import Output
 from ccdlib.training import Diverged, RunConfig, TaughtBy, checks, fit, group, loop
 from ccdlib.views import EpochViews
@@ -122,6 +122,7 @@ def rows_of(output, rows):
 
 
 CASES = [(name, {}) for name in LOSSES] + [("ccd", {"weight": weight}) for weight in WEIGHTS]
+CASES += [("kd_twins", {"twins": row}) for row in TWINS] + [("kd_twins", {"answers": row, "hard": False}) for row in ANSWERS]
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES, ids=str)

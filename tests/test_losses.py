@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ccdlib.base.registry import CcdError
-from ccdlib.methods import LOSSES, WEIGHTS, confidence
-from ccdlib.methods.losses import ccd, ce, kd
+from ccdlib.methods import ANSWERS, LOSSES, TWINS, WEIGHTS, confidence
+from ccdlib.methods.losses import ccd, ce, kd, kd_twins
 from ccdlib.models import Output
 
 N, C = 5, 7
@@ -91,6 +91,42 @@ def test_ccd_without_weights_is_exactly_kd_plus_jda():
     torch.testing.assert_close(ccd(student, teacher, labels, weight="none"), kd(student, teacher, labels))
 
 
+def test_kd_twins_with_all_of_every_twin_is_exactly_kd_plus_jda():
+    student, teacher, labels = outputs()
+    torch.testing.assert_close(kd_twins(student, teacher, labels), kd(student, teacher, labels))
+
+
+def twins_by_hand(teacher, labels, twins):
+    right = [max(range(C), key=row.__getitem__) == label for row, label in zip(teacher[N:], labels, strict=True)]
+    wrong = [not one for one in right]
+    return {
+        "all": [True] * N,
+        "right": right,
+        "wrong": wrong,
+        "as many as right": [right[-1], *right[:-1]],
+        "as many as wrong": [wrong[-1], *wrong[:-1]],
+    }[twins]
+
+
+@pytest.mark.parametrize("answers", ANSWERS)
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("twins", TWINS)
+def test_kd_twins_leaves_away_what_it_says(twins, hard, answers):
+    student, teacher, labels = outputs()
+    taught, rows = teacher.logits.tolist(), student.logits.tolist()
+    labels[0] = max(range(C), key=taught[N].__getitem__)  # at least one twin is right, and others are wrong
+    counts = twins_by_hand(taught, labels.tolist(), twins)
+    assert twins == "all" or 0 < sum(counts) < N
+    said = taught[:N] + {"own": taught[N:], "shuffled": [taught[-1], *taught[N:-1]]}[answers]
+    soft = [kl_by_hand(s, t, 4.0) for s, t in zip(rows, said, strict=True)]
+    sure = [-math.log(softmax(row)[labels[i % N]]) for i, row in enumerate(rows)]
+    terms = kd_twins(student, teacher, labels, twins=twins, hard=hard, answers=answers)
+    of_twins = sum(c * (16 * s) for c, s in zip(counts, soft[N:], strict=True))
+    assert terms["kd"].item() == pytest.approx((16 * sum(soft[:N]) + of_twins) / (2 * N))
+    of_twins = hard * sum(c * s for c, s in zip(counts, sure[N:], strict=True))
+    assert terms["ce"].item() == pytest.approx((sum(sure[:N]) + of_twins) / (2 * N))
+
+
 def test_equal_views_count_double_and_opposite_views_not_at_all():
     z = torch.randn(N, C, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(confidence(torch.cat([z, z])), torch.full((N,), 2.0))
@@ -128,8 +164,11 @@ def test_wrong_requests_say_what_is_allowed():
         ccd(student, teacher, labels, weight="cosin")
     with pytest.raises(CcdError, match="are not a multiple of the"):
         ce(student, None, labels[:3])
-    with pytest.raises(CcdError, match="needs two views"):
-        ccd(*outputs(rows=4 * N))
+    for loss in (ccd, kd_twins):
+        with pytest.raises(CcdError, match=f"{loss.__name__} needs two views"):
+            loss(*outputs(rows=4 * N))
+    with pytest.raises(CcdError, match="unknown choice of twins 'rigth'. Did you mean 'right'"):
+        kd_twins(student, teacher, labels, twins="rigth")
     with pytest.raises(CcdError, match=r"\(10, 7\) and teacher logits \(10, 6\) differ"):
         kd(student, Output(teacher.logits[:, :6], (), None), labels)
     with pytest.raises(CcdError, match="pass the Output of the teacher"):

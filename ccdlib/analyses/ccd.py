@@ -2,43 +2,57 @@
 
 from ccdlib.analyses.common import compared, needs_of, students_of, teachers_of, timing
 from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
+from ccdlib.base.registry import CcdError, unknown
 from ccdlib.evidence.cost import check_timed
 from ccdlib.evidence.stats import more
 from ccdlib.training.recipes import recipe_of
 
 CONTROLS = ("constant", "shuffled", "normalised", "probabilities", "centred")
+RIVALS = {"SSKD": "sskd", "HSAKD": "hsakd", "HSAKD*": "hsakd"}  # names in tables, and methods
 
 
 @EXPERIMENTS.add("06_ccd")
 def cosine_confidence(p: Parameters) -> Experiment:
-    """CCD compared with KD + JDA, with its controls (other weights), and with SSKD, HSAKD and HSAKD*.
+    """CCD compared with KD + JDA, with its controls (other weights), and with the `rivals` SSKD, HSAKD and HSAKD*.
 
-    HSAKD* has a teacher that is trained together with its heads from the start.
+    HSAKD* has a teacher that is trained together with its heads from the start. Rivals cost several times as much as the
+    others: of their runs there are only the first `rival_seeds`, 0 for all. `matched`: also under the recipe of the others.
     """
     check_timed(p["timed_steps"])
     teachers = teachers_of(p)
-    recipe = recipe_of(p["recipe"], p["teacher_model"], "hsakd") | timing(p, p["teacher_epochs"])
-    jointly = teachers_of(p, method="hsakd_teacher", **recipe)
     arms = {
         "teacher": teachers,
-        "teacher, joint": jointly,
         "KD": students_of(p, teachers),
         "KD + JDA": students_of(p, teachers, views=p["policy"]),
         "CCD": students_of(p, teachers, method="ccd", views=p["policy"]),
     }
     for weight in CONTROLS:
         arms[f"CCD, {weight}"] = students_of(p, teachers, method="ccd", views=p["policy"], settings={"weight": weight})
-    for name, (method, taught) in {
-        "SSKD": ("sskd", teachers),
-        "HSAKD": ("hsakd", teachers),
-        "HSAKD*": ("hsakd", jointly),
-    }.items():
-        arms[name] = compared(p, method, taught)
-        arms[f"{name}, matched"] = compared(p, method, taught, own=False)
-    return Experiment(arms, tuple(_ccd_claims(p)))
+    rivals = _rivals(p, teachers)
+    return Experiment(arms | rivals, (*_weight_claims(p), *_rival_claims(p, rivals)))
 
 
-def _ccd_claims(p):
+def _rivals(p, teachers):
+    """The arms of the rivals, with a teacher of their own for HSAKD*. Errors: CcdError for wrong `rivals` or `rival_seeds`."""
+    for name in p["rivals"]:
+        if name not in RIVALS:
+            raise unknown("rival in `rivals`", name, RIVALS)
+    if not 0 <= p["rival_seeds"] <= p["seeds"] or p["rival_seeds"] == 1:
+        raise CcdError(f"rival_seeds = {p['rival_seeds']}: allowed are 0 for all seeds, or 2 to {p['seeds']}")
+    few = p | {"seeds": p["rival_seeds"] or p["seeds"]}
+    taught, arms = dict.fromkeys(RIVALS, teachers[: few["seeds"]]), {}
+    if "HSAKD*" in p["rivals"]:
+        recipe = recipe_of(p["recipe"], p["teacher_model"], "hsakd") | timing(p, p["teacher_epochs"])
+        taught["HSAKD*"] = arms["teacher, joint"] = teachers_of(few, method="hsakd_teacher", **recipe)
+    for name in dict.fromkeys(p["rivals"]):
+        arms[name] = compared(few, RIVALS[name], taught[name])
+        if p["matched"]:
+            arms[f"{name}, matched"] = compared(few, RIVALS[name], taught[name], own=False)
+    return arms
+
+
+def _weight_claims(p):
+    """For each weight a difference, and, by its margin, that there is practically none."""
     statements = {
         "KD + JDA": "the weight, size and spread, helps: CCD is more accurate than KD + JDA",
         "CCD, constant": "it is not only the size of the loss: CCD is more accurate than with the batch's mean weight for all",
@@ -47,15 +61,17 @@ def _ccd_claims(p):
         "CCD, probabilities": "logits are the right place: CCD is more accurate than with the cosine of probabilities",
         "CCD, centred": "raw logits are the right ones: CCD is more accurate than with the cosine of centred logits",
     }
-    for name in ("SSKD", "HSAKD", "HSAKD*"):
-        statements[name] = f"CCD is more accurate than {name}, each under its own recipe"
-        statements[f"{name}, matched"] = f"CCD is more accurate than {name}, under one recipe"
     for arm, statement in statements.items():
         yield more("CCD", statement, "CCD", arm, **needs_of(p))
-    yield more(
-        "CCD",
-        "the spread of the weights helps at an unchanged size: CCD with weights of mean 1 is more accurate than KD + JDA",
-        "CCD, normalised",
-        "KD + JDA",
-        **needs_of(p),
-    )
+    for arm, statement in {
+        "CCD, normalised": "the spread of the weights helps at an unchanged size: CCD with weights of mean 1",
+        "CCD, constant": "the size alone helps: CCD with the batch's mean weight for all",
+    }.items():
+        yield more("CCD", f"{statement} is more accurate than KD + JDA", arm, "KD + JDA", **needs_of(p))
+
+
+def _rival_claims(p, rivals):
+    for arm in (arm for arm in rivals if arm != "teacher, joint"):
+        name, _, matched = arm.partition(", ")
+        how = "under one recipe" if matched else "each under its own recipe"
+        yield more("CCD", f"CCD is more accurate than {name}, {how}", "CCD", arm, **needs_of(p))

@@ -3,6 +3,8 @@
 `p` is always the parameters of a notebook. Two notebooks share a run if they describe it equally, which these functions ensure.
 """
 
+from itertools import cycle
+
 from ccdlib.analyses.experiment import Parameters
 from ccdlib.base.registry import CcdError, unknown
 from ccdlib.data.bundled import PREFIX, cards
@@ -14,6 +16,8 @@ from ccdlib.training.recipes import head_recipe, own_recipe, recipe_of
 TEACHERS = ("bundled", "train")
 SPLITS = ("per seed", "fixed")
 EPOCHS, STEPS = "equal epochs", "equal steps"
+COMPUTE = "equal compute"  # of the students: as many network inputs
+CROP = "KD + crop and flip"  # the second view is a second crop and flip
 
 
 def timing(p: Parameters, epochs: int) -> dict[str, int]:
@@ -45,23 +49,25 @@ def teachers_of(p: Parameters, /, **what) -> list[RunConfig | Checkpoint]:
 
 
 def _bundled(p):
-    """The bundled teacher of every seed. Errors: CcdError if there are none for these parameters."""
-    names = [f"{p['teacher_model']}-{p['data']}-s{seed}" for seed in range(p["seeds"])]
-    known = cards()
-    if missing := [name for name in names if name not in known]:
+    """The bundled teacher of every seed; where there are more seeds than teachers, they take turns.
+
+    Errors: CcdError if there are none for these parameters.
+    """
+    prefix, known = f"{p['teacher_model']}-{p['data']}-s", cards()
+    names = [name for name in known if name.startswith(prefix)]
+    if not names:
         raise CcdError(
-            f"teacher = 'bundled': {missing[0]} does not come with the package; it has {', '.join(known)}. Give "
-            "teacher = train, or data, teacher_model and seeds for which it has teachers"
+            f"teacher = 'bundled': no {prefix}0 comes with the package; it has {', '.join(known)}. Give teacher = train, or "
+            "data and teacher_model for which it has teachers"
         )
     if p["n_teacher"]:
         raise CcdError(
             f"n_teacher = {p['n_teacher']} with teacher = 'bundled': bundled teachers were trained on all training images; "
             "give n_teacher = 0, or teacher = train"
         )
-    model = p["teacher_model"]
     return [
-        Checkpoint(model=model, file=PREFIX + name, accuracy=known[name]["accuracy"], seed=seed)
-        for seed, name in enumerate(names)
+        Checkpoint(model=p["teacher_model"], file=PREFIX + name, accuracy=known[name]["accuracy"], seed=seed)
+        for seed, name in zip(range(p["seeds"]), cycle(names), strict=False)
     ]
 
 
@@ -107,17 +113,17 @@ def _subset_seed(p, seed):
     return seed if split == SPLITS[0] else 0
 
 
-def sweep_of(p: Parameters, name: str, kind: type | tuple[type, ...], low: float, high: float) -> list:
+def sweep_of(p: Parameters, name: str, kind: type | tuple[type, ...], low: float, high: float, least: int = 2) -> list:
     """The sorted values of the sweep in parameter `name`, of type `kind` and from `low` to `high`.
 
-    Errors: CcdError for other values, for duplicates, and for fewer than two values.
+    Errors: CcdError for other values, for duplicates, and for fewer than `least` values.
     """
     values = p[name]
     for value in values:
         if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
             raise CcdError(f"{name} holds {value!r}; allowed are {'whole ' * (kind is int)}numbers from {low:g} to {high:g}")
-    if len(set(values)) < max(2, len(values)):
-        raise CcdError(f"{name} = {values}: a sweep needs at least two values, each once; remove the duplicates")
+    if len(set(values)) < max(least, len(values)):
+        raise CcdError(f"{name} = {values}: give at least {least} values, each once")
     return sorted(values)
 
 

@@ -10,26 +10,26 @@ from ccdlib.training.recipes import comparable
 
 @EXPERIMENTS.add("05_compatibility")
 def compatibility(p: Parameters) -> Experiment:
-    """Claim (e): each method without augmentation, with rotation and with JDA.
+    """Claim (e): each method without augmentation, with JDA, and, if `rotation`, with rotation.
 
-    SSKD and HSAKD, which rotate every view themselves, are trained under their own recipe and under the recipe of all others.
+    SSKD and HSAKD, which rotate every view themselves, are trained under their own recipe and, if `matched`, also under the
+    recipe of all others.
     """
     teachers = teachers_of(p)
     arms, facts, claims = {"teacher": teachers}, {}, []
     names = comparable()
     for method in _methods(p):
-        recipes = (True, False) if METHODS[method].rotates else (True,)
-        for own in recipes:
+        rotates = METHODS[method].rotates
+        for own in (True, False) if rotates and p["matched"] else (True,):
             name = names[method] + ", matched" * (not own)
             kinds = {"none": "none", "rotation": "rotation", "JDA": p["policy"]}
-            if METHODS[method].rotates:
-                del kinds["rotation"]  # the method itself rotates every view
+            if rotates or not p["rotation"]:  # the method itself rotates every view
+                del kinds["rotation"]
             for kind, views in kinds.items():
                 arm = name + f" + {kind}" * (kind != "none")
                 arms[arm] = compared(p, method, teachers, own, views=views)
                 facts[arm] = {"method": name, "views": kind} | ({} if kind == "none" else {"baseline": name})
-            how = "common" if len(recipes) == 1 else "own" if own else "matched"
-            how = f"under {'its' if how == 'own' else 'the'} {how} recipe"
+            how = f"under {'its own' if rotates and own else 'the matched' if rotates else 'the common'} recipe"
             claims.append(more("(e)", f"{names[method]} gains from JDA, {how}", f"{name} + JDA", name, **needs_of(p)))
     return Experiment(arms, tuple(claims), facts)
 

@@ -25,9 +25,10 @@ class Experiment:
     """The arms and the claims of an analysis.
 
     arms: {name of an arm: its RunConfigs, one for each seed}; Checkpoints are teachers that are not trained here. Arms are
-    paired: all have the same seeds in the same order. claims: declared together with the arms, so before any result. facts:
-    {arm: {name: value}} for tables and axes; the fact "baseline" names the arm over which the arm's gain is taken. checked:
-    whether check() has been passed; otherwise the training begins with it. trainings: those under way.
+    paired: all have the same seeds in the same order, of which costly arms may have only the first ones. claims: declared
+    together with the arms, so before any result. facts: {arm: {name: value}} for tables and axes; the fact "baseline" names the
+    arm over which the arm's gain is taken. checked: whether check() has been passed; otherwise the training begins with it.
+    trainings: those under way.
     Errors: CcdError for fewer than two seeds, arms that are not paired, and claims about arms that do not exist.
     """
 
@@ -39,16 +40,18 @@ class Experiment:
 
     def __post_init__(self):
         seeds = {arm: [config.seed for config in configs] for arm, configs in self.arms.items()}
-        first = next(iter(seeds.values()), [])
-        if not first:
+        first = max(seeds.values(), key=len, default=[])
+        if not all(seeds.values()) or not first:
             raise CcdError("an experiment without seeds has nothing to train; give parameter seeds = 2 or more")
-        if len(first) == 1:
+        if min(map(len, seeds.values())) == 1:
             raise CcdError(
                 "seeds = 1: the claims rest on intervals over paired seeds, which one seed does not give; give 2 or more "
                 "(a verdict needs more)"
             )
-        if any(given != first for given in seeds.values()) or len(set(first)) < len(first):
-            raise CcdError(f"every arm needs the same seeds, each once and in the same order; the arms have {seeds}")
+        if any(given != first[: len(given)] for given in seeds.values()) or len(set(first)) < len(first):
+            raise CcdError(
+                f"every arm needs the same seeds, or the first of them, each once and in the same order; the arms have {seeds}"
+            )
         kinds = {(config.precision, config.portable) for config in self._trained}
         if len(kinds) > 1:
             raise CcdError(
@@ -139,7 +142,7 @@ class Experiment:
         rows = []
         for arm, facts in self.facts.items():
             base = results[facts["baseline"]] if "baseline" in facts else results[arm]
-            for run, other in zip(results[arm], base, strict=True):
+            for run, other in zip(results[arm], base, strict=False):  # an arm may have fewer seeds
                 row = {"arm": arm, "seed": run.config.seed, "accuracy": run.accuracy, **facts}
                 row["collapsed"] = run.config.seed in {*collapsed_seeds(results[arm]), *collapsed_seeds(base)}
                 rows.append(row | ({"gain": run.accuracy - other.accuracy} if "baseline" in facts else {}))

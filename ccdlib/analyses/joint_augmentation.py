@@ -1,33 +1,77 @@
-"""01: which views help a student, when the teacher has never seen them?"""
+"""01: which views help a student, when the teacher has never seen them, and what of a twin does?"""
 
-from ccdlib.analyses.common import needs_of, students_of, teachers_of
+from ccdlib.analyses.common import COMPUTE, CROP, EPOCHS, needs_of, students_of, teachers_of
 from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.base.registry import CcdError
 from ccdlib.data.sources import sizes_of
 from ccdlib.evidence.stats import more
 from ccdlib.views.policies import policy_named
 
+# Parts of KD + JDA, as settings of the method kd_twins.
+PARTS = {
+    "no labels on twins": {"hard": False},
+    "only twins the teacher gets right": {"twins": "right"},
+    "as many others as it gets right": {"twins": "as many as right"},
+    "only twins the teacher gets wrong": {"twins": "wrong"},
+    "as many others as it gets wrong": {"twins": "as many as wrong"},
+    "answers of other twins": {"answers": "shuffled"},
+}
+
 
 @EXPERIMENTS.add("01_joint_augmentation")
 def joint_augmentation(p: Parameters) -> Experiment:
-    """Claim (a): KD with kinds of views that the teacher never saw, and with each op of the policy alone or left out."""
-    teachers = teachers_of(p)
-    kinds = {"KD, not cropped": "raw", "KD": "none", "KD + crop and flip": "base", "KD + rotation": "rotation"}
+    """Claim (a): KD with kinds of views that the teacher never saw, with each op of the policy alone, and with parts of JDA.
+
+    `left_out`: also with each op of the policy left out.
+    """
+    teachers, epochs = teachers_of(p), p["student_epochs"]
+    kinds = {"KD, not cropped": "raw", "KD": "none", CROP: "base", "KD + rotation": "rotation", "KD + JDA": p["policy"]}
     arms = {"teacher": teachers} | {arm: students_of(p, teachers, views=views) for arm, views in kinds.items()}
-    arms["KD + JDA"] = students_of(p, teachers, views=p["policy"])
+    # Two views in half as many epochs, and one in twice as many, are as much compute as KD + JDA.
+    arms |= {
+        "KD, twice the epochs": students_of(p, teachers, 2 * epochs),
+        "KD + rotation, half the epochs": students_of(p, teachers, max(1, epochs // 2), views="rotation"),
+    }
+    twins = {"method": "kd_twins", "views": p["policy"]}
+    arms |= {name: students_of(p, teachers, **twins, settings=settings) for name, settings in PARTS.items()}
     ops = effective_ops(p)
     # A single op fires with `single_p`, 1 by default: with the policy's own p most twins would be copies of the original.
     arms |= {f"only {op}": students_of(p, teachers, views=p["policy"], ops=(op,), p=p["single_p"]) for op in ops}
     every = [name for name, _ in policy_named(p["policy"]).steps]
-    for op in ops:
+    for op in ops if p["left_out"] else ():
         rest = tuple(dict.fromkeys(name for name in every if name != op))
         arms[f"without {op}"] = students_of(p, teachers, views=p["policy"], ops=rest)
-    claims = (
-        more("(a)", "KD gains from JDA, though the teacher never saw such views", "KD + JDA", "KD", **needs_of(p)),
-        more("(a)", "KD gains more from JDA than from rotation", "KD + JDA", "KD + rotation", **needs_of(p)),
-        more("(a)", "KD gains more from JDA than from a second crop and flip", "KD + JDA", "KD + crop and flip", **needs_of(p)),
-    )
-    return Experiment(arms, claims)
+    return Experiment(arms, (*_view_claims(p), *_part_claims(p)))
+
+
+def _view_claims(p):
+    compared = {
+        f"KD gains from JDA, though the teacher never saw such views, at {EPOCHS}": "KD",
+        f"KD gains more from JDA than from twice the epochs, at {COMPUTE}": "KD, twice the epochs",
+        f"KD gains more from JDA than from rotation, at {EPOCHS}": "KD + rotation",
+        f"KD gains more from JDA than from rotation, at {COMPUTE}": "KD + rotation, half the epochs",
+        "KD gains more from JDA than from a second crop and flip, which costs as much": CROP,
+    }
+    return [more("(a)", statement, "KD + JDA", arm, **needs_of(p)) for statement, arm in compared.items()]
+
+
+def _part_claims(p):
+    """The riddle of claim (a): a teacher that is wrong about many twins, and a student that gains from them."""
+    right, wrong = "only twins the teacher gets right", "only twins the teacher gets wrong"
+    compared = {
+        "without labels on twins KD still gains from JDA": ("no labels on twins", "KD"),
+        "labels on twins help": ("KD + JDA", "no labels on twins"),
+        "the teacher's own answers to twins are better than those to other twins": (
+            "KD + JDA",
+            "answers of other twins",
+        ),
+        "KD gains from the twins that the teacher gets right": (right, "KD"),
+        "KD gains from the twins that the teacher gets wrong": (wrong, "KD"),
+        "twins that the teacher gets right help more than as many others": (right, "as many others as it gets right"),
+        "twins that the teacher gets wrong help less than as many others": ("as many others as it gets wrong", wrong),
+        "twins that the teacher gets wrong help on top of the others": ("KD + JDA", right),
+    }
+    return [more("(a)", statement, *pair, **needs_of(p)) for statement, pair in compared.items()]
 
 
 def effective_ops(p: Parameters) -> list[str]:

@@ -1,9 +1,9 @@
 """03: how much augmentation is right?"""
 
-from ccdlib.analyses.common import EPOCHS, STEPS, images_of, seeds_needed, students_of, sweep_of, teachers_of
+from ccdlib.analyses.common import COMPUTE, EPOCHS, STEPS, images_of, needs_of, seeds_needed, students_of, sweep_of, teachers_of
 from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.data.sources import sizes_of
-from ccdlib.evidence.stats import Claim, Peak
+from ccdlib.evidence.stats import Claim, Peak, more
 from ccdlib.training.recipes import recipe_of
 from ccdlib.views.epoch import steps_an_epoch
 from ccdlib.views.policies import policy_named
@@ -54,7 +54,20 @@ def proportion(p: Parameters) -> Experiment:
             add("r", twins, schedule, twins=max(1, twins), share=float(twins > 0))
         for share in sweep_of(p, "sweep_q", (int, float), 0, 1):
             add("q", share, schedule, share=float(share))
-    return Experiment(arms, tuple(_suitable_ranges(p, facts)), facts)
+    return Experiment(arms, (*_second_views(p, arms), *_suitable_ranges(p, facts)), facts)
+
+
+def _second_views(p, arms):
+    """At equal compute: what any second view gives, and what JDA gives on top. All arms have the steps of KD + JDA."""
+    none, crop, jda = f"r 0, {STEPS}", f"p 0, {STEPS}", f"p {policy_named(p['policy']).p:g}, {STEPS}"
+    if {none, crop, jda} <= arms.keys():
+        compared = {
+            "a second crop and flip is better than as many inputs without twins": (crop, none),
+            "JDA is better than as many inputs without twins": (jda, none),
+            "JDA is better than a second crop and flip": (jda, crop),
+        }
+        for statement, pair in compared.items():
+            yield more("(a)", f"{statement}, at {COMPUTE}", *pair, **needs_of(p))
 
 
 def _suitable_ranges(p, facts):

@@ -1,13 +1,19 @@
 """00: does a student learn more when both networks look at augmented images, and does CCD weigh them well?"""
 
-from ccdlib.analyses.common import needs_of, students_of, teachers_of
+from ccdlib.analyses.common import COMPUTE, CROP, EPOCHS, needs_of, students_of, sweep_of, teachers_of
 from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.evidence.stats import more
+
+VIEWS = {"KD": "none", CROP: "base", "KD + JDA": None}  # of the arms of several lengths; None: the policy
 
 
 @EXPERIMENTS.add("00_quickstart")
 def quickstart(p: Parameters) -> Experiment:
-    """Student alone, KD, KD + JDA and CCD: claim (a) on small images, and the effect of CCD's weight."""
+    """Student alone, KD, KD + JDA and CCD: claim (a) on small images, and the effect of CCD's weight.
+
+    With `lengths`, which are numbers of epochs, KD, a second crop and KD + JDA are trained for so long too, and KD, which sees
+    one view where the others see two, also for twice as long as these, which is the same compute.
+    """
     teachers = teachers_of(p)
     arms = {
         "teacher": teachers,
@@ -16,15 +22,53 @@ def quickstart(p: Parameters) -> Experiment:
         "KD + JDA": students_of(p, teachers, views=p["policy"]),
         "CCD": students_of(p, teachers, method="ccd", views=p["policy"]),
     }
-    claims = (
-        more(
-            "KD",
-            "a teacher helps: KD is more accurate than the student alone",
-            "KD",
-            "student alone",
-            **needs_of(p, large=True),
-        ),
-        more("(a)", "augmented views help: KD + JDA is more accurate than KD", "KD + JDA", "KD", **needs_of(p, large=True)),
+    large = needs_of(p, large=True)
+    claims = [
+        more("KD", "a teacher helps: KD is more accurate than the student alone", "KD", "student alone", **large),
+        more("(a)", "augmented views help: KD + JDA is more accurate than KD", "KD + JDA", "KD", **large),
         more("CCD", "the cosine weight helps: CCD is more accurate than KD + JDA", "CCD", "KD + JDA", **needs_of(p)),
-    )
-    return Experiment(arms, claims)
+    ]
+    facts = {}
+    if p["lengths"]:
+        arms, facts = arms | _lengths(p, teachers), _facts(p)
+        claims += _at_equal_compute(p)
+    return Experiment(arms, tuple(claims), facts)
+
+
+def length_arm(p: Parameters, method: str, epochs: int) -> str:
+    """The name of the arm of `method` that is trained for so many epochs."""
+    return method if epochs == p["student_epochs"] else f"{method}, {epochs} epochs"
+
+
+def _epochs_of(p, method):
+    """The numbers of epochs for which a method is trained."""
+    two_views = sorted({*sweep_of(p, "lengths", int, 1, 1_000_000, least=1), p["student_epochs"]})
+    return two_views if VIEWS[method] != "none" else sorted({*two_views, *(2 * epochs for epochs in two_views)})
+
+
+def _lengths(p, teachers):
+    return {
+        length_arm(p, method, epochs): students_of(p, teachers, epochs, views=views or p["policy"])
+        for method, views in VIEWS.items()
+        for epochs in _epochs_of(p, method)
+    }
+
+
+def _facts(p):
+    """What the figure of accuracy against compute needs; a network input of the student is the unit of compute."""
+    return {
+        length_arm(p, method, epochs): {"method": method, "epochs": epochs, "inputs": epochs * (1 + (method != "KD"))}
+        for method in VIEWS
+        for epochs in _epochs_of(p, method)
+    }
+
+
+def _at_equal_compute(p):
+    """What is compared with what: a second view of any kind, JDA as the second view, and KD that is trained twice as long."""
+    how = needs_of(p)
+    yield more("(a)", f"a second crop and flip helps KD, at {EPOCHS}", CROP, "KD", **how)
+    yield more("(a)", "KD gains more from JDA than from a second crop and flip, which costs as much", "KD + JDA", CROP, **how)
+    for epochs in _epochs_of(p, "KD + JDA"):
+        twice, once = length_arm(p, "KD", 2 * epochs), length_arm(p, "KD + JDA", epochs)
+        statement = f"KD + JDA for {epochs} epochs is more accurate than KD for {2 * epochs}, at {COMPUTE}"
+        yield more("(a)", statement, once, twice, **how)

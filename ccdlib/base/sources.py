@@ -156,6 +156,11 @@ def _class_source(cls, parts):
     return "\n".join(_bytecode(_function(part).__code__) for part in parts)
 
 
+def code_of(path: Path) -> str:
+    """The code of a Python file in a fixed layout, without comments and docstrings, so that better words change nothing."""
+    return _normal(ast.parse(path.read_text()))
+
+
 def _normal(tree):
     """The source of a syntax tree in a fixed layout, without comments and docstrings."""
     for node in ast.walk(tree):

@@ -20,6 +20,7 @@ from ccdlib.kit import batch as planner
 from ccdlib.kit import clean as cleaning
 from ccdlib.kit import door, engine, jobs, outlook, planning
 from ccdlib.kit import verdicts as page
+from ccdlib.kit.parameters import DEFAULT
 from ccdlib.methods import METHODS, settings_of
 from ccdlib.models import MODELS
 from ccdlib.training import Diverged, RunConfig, check, check_surroundings, fit_cohort, group
@@ -50,8 +51,8 @@ def _names_in(folder, pattern):
 
     def complete(context, parameter, incomplete):
 
-        found = sorted({path.stem for path in getattr(paths, folder).glob(pattern)})
-        return [name for name in ["smoke"] * (folder == "PARAMS") + found if name.startswith(incomplete)]
+        found = {path.stem for path in getattr(paths, folder).glob(pattern)} | ({DEFAULT} if folder == "PARAMS" else set())
+        return sorted(name for name in found if name.startswith(incomplete))
 
     return complete
 
@@ -60,9 +61,9 @@ NOTEBOOK = {"shell_complete": _names_in("NOTEBOOKS", "*.ipynb")}
 
 
 PROFILE = {
-    "default": "smoke",
+    "default": DEFAULT,
     "show_default": True,
-    "help": "smoke, or the name of a folder in params/, such as lite.",
+    "help": "lite, whose values stand in the notebooks, or the name of a folder in params/, such as paper.",
     "shell_complete": _names_in("PARAMS", "*"),
 }
 

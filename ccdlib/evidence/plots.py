@@ -194,7 +194,9 @@ def accuracies(results: Results) -> Figure:
     """
     style()
     figure, ax = plt.subplots(figsize=(8.4, 0.75 * len(results) + 1.4), layout="constrained")
-    for values in zip(*([run.accuracy for run in runs] for runs in results.values()), strict=True):
+    seeds = max(map(len, results.values()))
+    for k in range(seeds):  # of which an arm may have only the first
+        values = [runs[k].accuracy if k < len(runs) else float("nan") for runs in results.values()]
         ax.plot(values, range(len(results)), "o-", color="0.55", linewidth=1, markersize=4, alpha=0.8)
     for k, runs in enumerate(results.values()):
         mean, low, high = _ends([run.accuracy for run in runs])
@@ -204,7 +206,7 @@ def accuracies(results: Results) -> Figure:
         above = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontweight": "bold"}
         ax.annotate(f"{mean:.1f}", (mean, k), **above)
     _rows(ax, [_named(arm, runs) for arm, runs in results.items()])
-    ax.set_xlabel(f"test accuracy after the last epoch (%)\n{_what(len(runs))}; a thin line: one of {len(runs)} seeds")
+    ax.set_xlabel(f"test accuracy after the last epoch (%)\n{_what(seeds)}; a thin line: one of {seeds} seeds")
     return figure
 
 
@@ -221,7 +223,7 @@ def gains(results: Results, panels: Mapping[str, Mapping[str, tuple[str, str]]])
     )
     for ax, (title, compared) in zip(axes[0], panels.items(), strict=True):
         for k, (arm, baseline) in enumerate(compared.values()):
-            values = [a.accuracy - b.accuracy for a, b in zip(results[arm], results[baseline], strict=True)]
+            values = [a.accuracy - b.accuracy for a, b in zip(results[arm], results[baseline], strict=False)]
             ax.plot(sum(values) / len(values), k, "o", color="C0", markersize=6)
             if len(values) >= MIN_SEEDS:
                 for level, width in ((0.95, 3), (1 - 0.05 / len(compared), 1)):

@@ -254,6 +254,8 @@ class Claim:
         Errors: CcdError for an arm that is not there, and as interval().
         """
         self.needs(accuracies)
+        n = min(len(accuracies[arm]) for arm in self.estimand.arms)  # of the seeds, a costly arm may have only the first
+        accuracies = {arm: accuracies[arm][:n] for arm in self.estimand.arms}
         alternatives = self.estimand.alternatives(accuracies)
         verdict, ps, inside, part = self.decide(alternatives)
         values = alternatives[inside][part]

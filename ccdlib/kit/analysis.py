@@ -18,7 +18,7 @@ from ccdlib.base.reading import check_name
 from ccdlib.base.registry import CcdError, unknown
 from ccdlib.evidence import stats
 from ccdlib.evidence.published import SOURCE, published
-from ccdlib.kit.parameters import CHECKED, arithmetic_of, checksum, find, label, profile_parameters
+from ccdlib.kit.parameters import CHECKED, DEFAULT, arithmetic_of, checksum, find, label, profile_parameters
 from ccdlib.training import Result, RunConfig
 from ccdlib.training.identity import provenance, source_hash
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:  # these take seconds to import
 class Analysis:
     """One execution of an analysis notebook: where its outputs go, what it checked, claimed and found.
 
-    stem: the notebook's name. profile: "smoke", or a folder of params/. scope: the notebook's globals(), from which the
+    stem: the notebook's name. profile: "lite", or a folder of params/. scope: the notebook's globals(), from which the
     values of its parameters are read. Errors: CcdError for an unknown notebook or profile.
     """
 
-    def __init__(self, stem: str, profile: str = "smoke", scope: dict | None = None):
+    def __init__(self, stem: str, profile: str = DEFAULT, scope: dict | None = None):
         self.stem = stem
         notebook = find(stem)
         self.parameters = profile_parameters(notebook, profile)
@@ -112,8 +112,9 @@ class Analysis:
             if arm not in results:
                 raise unknown("baseline arm", arm, results)
         seeds = {arm: [r.config.seed for r in runs] for arm, runs in results.items()}
-        if len({tuple(s) for s in seeds.values()}) != 1:
-            raise CcdError(f"every arm needs the same seeds, in the same order; the arms have {seeds}")
+        longest = max(seeds.values(), key=len)
+        if any(given != longest[: len(given)] for given in seeds.values()):
+            raise CcdError(f"every arm needs the same seeds, or the first of them, in the same order; the arms have {seeds}")
         rows = [self._row(arm, runs, against.get(arm), results) for arm, runs in results.items()]
         self.rows += rows
         shown = pd.DataFrame([_shown(row, baseline) for row in rows]).set_index("arm")
@@ -133,7 +134,7 @@ class Analysis:
             "std": std,
             "collapsed": stats.collapsed_seeds(runs),
             "baseline": baseline,
-            "difference": base and stats.paired(accuracies, base)._asdict(),
+            "difference": base and stats.paired(*_common(accuracies, base))._asdict(),
             # Of one evaluation there is no best.
             "best_on_test": stats.spread([r.best_on_test for r in runs])[0] if all(map(_several, runs)) else None,
             "published": theirs and theirs._asdict() | {"source": SOURCE},
@@ -227,6 +228,11 @@ def answered(claim: dict) -> str:
     for arm, seeds in claim["collapsed"].items():
         said += f" Of {arm}, {stats.said_of_collapse(seeds)}."
     return said
+
+
+def _common(*arms):
+    """The arms cut to the seeds that all of them have."""
+    return [arm[: min(map(len, arms))] for arm in arms]
 
 
 def _several(run):

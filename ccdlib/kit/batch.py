@@ -21,7 +21,7 @@ from ccdlib.base.files import write_whole
 from ccdlib.base.reading import check_name
 from ccdlib.base.registry import CcdError, unknown
 from ccdlib.kit import finished, verdicts
-from ccdlib.kit.parameters import asked_for, present
+from ccdlib.kit.parameters import DEFAULT, SMOKE, asked_for, present, profiles
 from ccdlib.training.checks import check_carried
 from ccdlib.training.config import RunConfig
 from ccdlib.training.forecast import expected_seconds, gpu_hours
@@ -36,11 +36,11 @@ def stems_of(profile: str) -> tuple[str, ...]:
     check_name(profile, "profile")
     if not paths.NOTEBOOKS.is_dir() or not paths.PARAMS.is_dir():
         raise CcdError(f"{paths.ROOT} has no folders notebooks/ and params/; set CCD_ROOT to a checkout that has them")
-    if profile == "smoke":
+    if profile == DEFAULT:
         return tuple(sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")))
     stems = tuple(sorted(path.stem for path in (paths.PARAMS / profile).glob("*.yaml")))
     if not stems:
-        raise unknown("profile", profile, ["smoke", *sorted(folder.name for folder in paths.PARAMS.iterdir())])
+        raise unknown("profile", profile, profiles())
     return stems
 
 
@@ -51,7 +51,7 @@ class Grid:
     it is made sure that every run can be trained, which takes seconds. Errors: CcdError for unknown names, and for such runs.
     """
 
-    def __init__(self, profile: str = "smoke", stems: Sequence[str] = (), check: bool = True):
+    def __init__(self, profile: str = DEFAULT, stems: Sequence[str] = (), check: bool = True):
         check_carried("a batch trains in processes of its own, which")
         self.profile, self.absent = profile, {}
         if not stems:
@@ -89,7 +89,7 @@ class Grid:
     def missing(self) -> list[str]:
         """The names of all jobs that are still to be done, in an order in which they can be."""
         notebooks = self.missing_notebooks()
-        page = self.profile != "smoke" and (notebooks or verdicts.outdated())
+        page = self.profile != SMOKE and (notebooks or verdicts.outdated())
         return [*self.missing_cohorts(), *notebooks, *([PAGE] if page else [])]
 
     def needs(self, job: str) -> list[str]:

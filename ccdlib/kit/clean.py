@@ -9,6 +9,7 @@ from filelock import Timeout
 from ccdlib.base import paths
 from ccdlib.base.files import file_lock
 from ccdlib.base.registry import CcdError
+from ccdlib.kit.parameters import SMOKE, profiles
 
 
 def removable(runs: bool = False) -> list[tuple[Path, int]]:
@@ -22,12 +23,12 @@ def removable(runs: bool = False) -> list[tuple[Path, int]]:
     out = paths.outputs()
     for lock in out.glob(".batch/*/locks/batch.lock"):
         _free(lock, f"a batch is running ({paths.shown(lock.parent.parent)}); wait until it has ended, or stop it")
-    profiles = {folder.name for folder in paths.PARAMS.iterdir()}
-    own = [folder for folder in sorted(out.glob("*")) if folder.is_dir() and _own(folder.name, profiles)]
+    published = {*profiles()} - {SMOKE}
+    own = [folder for folder in sorted(out.glob("*")) if folder.is_dir() and _own(folder.name)]
     failed, damaged = sorted(out.glob("*/*.failed.ipynb")), sorted(out.glob("runs/*.damaged-*"))
     found = [out / ".batch", out / ".images", *own, *failed, *damaged]
     if runs:
-        needed = _published_runs(profiles)
+        needed = _published_runs(published)
         for folder in sorted((out / "runs").glob("*-*")):
             if folder.is_dir() and folder.name not in needed and folder not in found:
                 _free(
@@ -48,13 +49,13 @@ def remove(found: list[tuple[Path, int]]) -> None:
             path.unlink()
 
 
-def _own(name, profiles):
+def _own(name):
     """Whether a folder is that of smoke, or of a profile with own parameters: its name, a dash, a hash."""
-    return name == "smoke" or name.rpartition("-")[0] in {"smoke", *profiles}
+    return name == SMOKE or name.rpartition("-")[0] in profiles()
 
 
-def _published_runs(profiles):
-    files = (file for profile in profiles for file in (paths.outputs() / profile).glob("*/results.json"))
+def _published_runs(published):
+    files = (file for profile in published for file in (paths.outputs() / profile).glob("*/results.json"))
     return {name for file in files for names in json.loads(file.read_text())["runs"].values() for name in names}
 
 

@@ -21,7 +21,17 @@ from ccdlib.base.registry import CcdError
 from ccdlib.evidence import stats
 from ccdlib.kit import finished
 from ccdlib.kit.analysis import said_of
-from ccdlib.kit.parameters import CHECKED, arithmetic_of, asked_for, cells_of, checksum, find, label, profile_parameters
+from ccdlib.kit.parameters import (
+    CHECKED,
+    DEFAULT,
+    arithmetic_of,
+    asked_for,
+    cells_of,
+    checksum,
+    find,
+    label,
+    profile_parameters,
+)
 from ccdlib.training.checks import check_surroundings
 from ccdlib.training.schedule import unfinished
 
@@ -35,7 +45,7 @@ class NotebookFailed(Exception):
 
 def run_notebook(
     name: str,
-    profile: str = "smoke",
+    profile: str = DEFAULT,
     files: Sequence[str] = (),
     given: Sequence[tuple[str, str]] = (),
     checked: bool = False,
@@ -64,7 +74,7 @@ def run_notebook(
         finished.forget(mark)
     os.environ[CHECKED] = checksum(path.stem, values)
     arithmetic = arithmetic_of(values)
-    defaults = profile_parameters(path, "smoke")
+    defaults = profile_parameters(path, DEFAULT)
     with switched(arithmetic.portable):
         execute(path, target, {key: value for key, value in values.items() if value != defaults[key]})
     if mark:

@@ -20,6 +20,7 @@ from ccdlib.kit import verdicts
 from ccdlib.kit.batch import Grid, at_once, duration
 from ccdlib.kit.door import alive
 from ccdlib.kit.jobs import acquired, job_lock
+from ccdlib.kit.parameters import SMOKE
 
 PLUGINS = Path(__file__).parent / "plugins"  # where Snakemake finds the logger plugin
 
@@ -64,7 +65,7 @@ def run(
         if over:
             say("The time is over. What was in training goes on from its last saved epoch another time.")
         done = watch.end(paths.outputs() / grid.profile)
-        if not done and grid.profile != "smoke" and verdicts.outdated():
+        if not done and grid.profile != SMOKE and verdicts.outdated():
             verdicts.write()  # its job needs all notebooks
             say("The verdict page now has the notebooks that are done.")
         return None if over and not done and "failed" not in watch.states.values() else done

@@ -1,6 +1,5 @@
 """What an executed notebook was made from, so that a finished one is found again by `ccd run` and by batches."""
 
-import ast
 import json
 from collections.abc import Iterable
 from functools import lru_cache
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from ccdlib.base import paths
 from ccdlib.base.files import sha256, write_whole
+from ccdlib.base.sources import code_of
 from ccdlib.kit.parameters import cells_of
 from ccdlib.training.schedule import digest_of
 from ccdlib.training.store import Folder
@@ -28,15 +28,7 @@ def library_hash() -> str:
     """A hash of the code that a notebook runs: all modules but the doors to them, without comments and docstrings."""
     package = Path(__file__).parent.parent
     files = sorted(path for path in package.rglob("*.py") if not path.relative_to(package).as_posix().startswith(ELSEWHERE))
-    return digest_of([[path.name, _code(path)] for path in files])
-
-
-def _code(path):
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
-            del node.body[0]
-    return ast.dump(tree)
+    return digest_of([[path.name, code_of(path)] for path in files])
 
 
 def marker(profile: str, stem: str, print_of_it: str) -> Path:

@@ -32,6 +32,8 @@ def cells_of(path: Path, shown: str) -> list[dict]:
         raise CcdError(f"{shown} is not a notebook ({error!r}); restore it, for example from git") from error
 
 
+DEFAULT = "lite"  # the profile whose values the parameters cells hold
+SMOKE = "smoke"  # the profile for tests, whose results are never published
 TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list}
 
 
@@ -107,16 +109,21 @@ def _typed(name, value, kind, where):
 
 
 def profile_parameters(path: Path, profile: str) -> dict:
-    """All parameters of a notebook under a profile: its defaults cell (smoke), changed by params/<profile>/<stem>.yaml."""
+    """All parameters of a notebook under a profile: its parameters cell, changed by params/<profile>/<stem>.yaml."""
     values = {name: default for name, (_, default) in parameters_of(path).items()}
-    if profile == "smoke":
+    if profile == DEFAULT:
         return values
     check_name(profile, "profile")
     file = paths.PARAMS / profile / f"{path.stem}.yaml"
     if not file.is_file():
-        known = ["smoke", *sorted(p.parent.name for p in paths.PARAMS.glob(f"*/{path.stem}.yaml"))]
+        known = sorted([DEFAULT, *(p.parent.name for p in paths.PARAMS.glob(f"*/{path.stem}.yaml"))])
         raise unknown(f"profile of {path.stem}", profile, known)
     return values | read_yaml(path, file) | {"profile": profile}
+
+
+def profiles() -> list[str]:
+    """The names of all profiles."""
+    return sorted([DEFAULT, *(folder.name for folder in paths.PARAMS.iterdir() if folder.is_dir())])
 
 
 def read_yaml(path: Path, file: str | Path) -> dict:
@@ -141,7 +148,7 @@ def label(path: Path, profile: str, parameters: dict) -> str:
 
 def asked_for(
     name: str,
-    profile: str = "smoke",
+    profile: str = DEFAULT,
     files: Sequence[str] = (),
     given: Sequence[tuple[str, str]] = (),
     elsewhere: bool = False,

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from ccdlib.analyses.experiment import experiment
 from ccdlib.base.devices import jobs
-from ccdlib.kit.parameters import asked_for, present
+from ccdlib.kit.parameters import DEFAULT, asked_for, present
 from ccdlib.training.forecast import gpu_hours
 
 
 def plan(
-    name: str, profile: str = "smoke", files: Sequence[str] = (), given: Sequence[tuple[str, str]] = (), timed: bool = False
+    name: str, profile: str = DEFAULT, files: Sequence[str] = (), given: Sequence[tuple[str, str]] = (), timed: bool = False
 ) -> str:
     """The runs that a notebook asks for (see asked_for), as text: an arm a line, each run counted once.
 

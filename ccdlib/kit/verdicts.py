@@ -12,7 +12,7 @@ from ccdlib.base.files import write_whole
 from ccdlib.base.registry import CcdError
 from ccdlib.data.sources import sizes_of
 from ccdlib.evidence.stats import brief, corrected, said_of_collapse
-from ccdlib.kit.parameters import find, profile_parameters
+from ccdlib.kit.parameters import SMOKE, find, profile_parameters, profiles
 from ccdlib.training.config import RunConfig
 from ccdlib.training.identity import CHANGED_IN, protocol_of
 
@@ -27,9 +27,9 @@ OLD = "†"
 
 
 def published_results() -> list[dict]:
-    """The results.json files of this checkout under outputs/, for every profile of params/, as dicts, by profile and name."""
-    profiles = sorted(folder.name for folder in paths.PARAMS.iterdir() if folder.is_dir())
-    files = (file for profile in profiles for file in sorted((paths.ROOT / "outputs" / profile).glob("*/results.json")))
+    """The results.json files of this checkout under outputs/, for every profile but smoke, as dicts, by profile and name."""
+    published = [profile for profile in profiles() if profile != SMOKE]
+    files = (file for profile in published for file in sorted((paths.ROOT / "outputs" / profile).glob("*/results.json")))
     return [json.loads(file.read_text()) for file in files]
 
 

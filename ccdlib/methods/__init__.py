@@ -8,7 +8,7 @@ It may import models, views, data and base, and nothing above.
 
 from ccdlib.methods import crd, fitnet
 from ccdlib.methods.hsakd import HSAKD, HSAKDTeacher
-from ccdlib.methods.losses import LOSSES, WEIGHTS, confidence
+from ccdlib.methods.losses import ANSWERS, LOSSES, TWINS, WEIGHTS, confidence
 from ccdlib.methods.method import METHODS, TURNS, Given, Method, blank_output, check_settings, make, settings_of, words_in
 from ccdlib.methods.settings import Range
 from ccdlib.methods.sskd import SSKD, SSKDTeacher, trusted

@@ -17,11 +17,16 @@ from ccdlib.methods.settings import Above, Size
 from ccdlib.models.backbone import Output
 
 # hard_labels: the loss needs one right class for each image, so that mixed labels are refused. by_image: its terms are means
-# over inputs, or over pairs of views, so that a step may be computed in parts. teacher: "needed", "none" or "optional".
-LOSSES = Registry("loss", hard_labels=False, by_image=False, teacher="needed")
+# over inputs, or over pairs of views, so that a step may be computed in parts. pairs: every image has exactly two views, an
+# original and its twin. teacher: "needed", "none" or "optional".
+LOSSES = Registry("loss", hard_labels=False, by_image=False, pairs=False, teacher="needed")
 # CCD's weights of N twins: (original logits (N, C), augmented logits (N, C)), both the teacher's, -> (N,). by_image: the
 # weight of an image does not depend on the other images.
 WEIGHTS = Registry("weight", by_image=False)
+# Which of N twins count: (the teacher's original logits (N, C), its augmented logits (N, C), labels (N,)) -> (N,) bool.
+TWINS = Registry("choice of twins", by_image=False)
+# What the teacher is said to answer to N twins: its augmented logits (N, C) -> (N, C).
+ANSWERS = Registry("answers", by_image=False)
 
 Terms = dict[str, torch.Tensor]
 
@@ -70,7 +75,7 @@ def kd(student: Output, teacher: Output, labels: torch.Tensor, temperature: Abov
     return ce(student, teacher, labels) | {"kd": temperature**2 * rows.mean()}
 
 
-@LOSSES.add("ccd", by_image=True)
+@LOSSES.add("ccd", by_image=True, pairs=True)
 def ccd(
     student: Output,
     teacher: Output,
@@ -85,16 +90,20 @@ def ccd(
     controls, of which "none" (w = 1) is exactly KD + JDA. Terms {"ce", "kd"}. Errors: CcdError where the rows are not two views
     of each image.
     """
-    _same_classes(student, teacher)
-    if len(student.logits) % 2 or len(labels) not in (len(student.logits), len(student.logits) // 2):
-        raise CcdError(
-            f"ccd needs two views of each image, [original; augmented], but the logits have {len(student.logits)} rows for "
-            f"{len(labels)} labels. Train it with a policy in `views`"
-        )
+    _two_views("ccd", student, teacher, labels)
     original, augmented = kl_rows(student.logits, teacher.logits, temperature).chunk(2)
     w = confidence(teacher.logits, weight)
     soft = temperature**2 * 0.5 * (original.mean() + (w * augmented).mean())
     return ce(student, teacher, labels) | {"kd": soft}
+
+
+def _two_views(name, student, teacher, labels):
+    _same_classes(student, teacher)
+    if len(student.logits) % 2 or len(labels) not in (len(student.logits), len(student.logits) // 2):
+        raise CcdError(
+            f"{name} needs two views of each image, [original; augmented], but the logits have {len(student.logits)} rows for "
+            f"{len(labels)} labels. Train it with a policy in `views`"
+        )
 
 
 def confidence(teacher_logits: torch.Tensor, weight: str = "cosine") -> torch.Tensor:
@@ -147,6 +156,78 @@ def _probabilities(original, augmented):
 @WEIGHTS.add("centred", by_image=True)
 def _centred(original, augmented):
     return _cosine(original - original.mean(1, keepdim=True), augmented - augmented.mean(1, keepdim=True))
+
+
+# ---------------------------------------------------------------- what of a twin helps
+
+
+@LOSSES.add("kd_twins", by_image=True, hard_labels=True, pairs=True)
+def kd_twins(
+    student: Output,
+    teacher: Output,
+    labels: torch.Tensor,
+    temperature: Above = 4.0,
+    twins: Annotated[str, TWINS] = "all",
+    hard: bool = True,
+    answers: Annotated[str, ANSWERS] = "own",
+) -> Terms:
+    """KD + JDA with parts of what the twins say taken away, to see which part helps; by default it is exactly KD + JDA.
+
+    [sum_i CE_o,i + sum_i m_i h CE_a,i] / 2N + T^2 [sum_i KL_o,i + sum_i m_i KL(p_T(a_i) || p_T(z^s_a,i))] / 2N, on the views
+    [original; augmented]. So what is left of a twin counts as much as before, and the originals as in KD + JDA. twins: a row of
+    TWINS, which decides m_i, 0 or 1. hard: h, whether twins have a cross entropy with the label. answers: a row of ANSWERS,
+    which makes a_i of the teacher's logits. Terms {"ce", "kd"}. Errors: CcdError where the rows are not two views of each
+    image. Source: ours; controls for claim (a) of the paper.
+    """
+    _two_views("kd_twins", student, teacher, labels)
+    z_original, z_augmented = teacher.logits.detach().chunk(2)
+    n, labels = len(z_original), _labels_of_views(labels, len(student.logits))
+    counts = TWINS[twins](z_original, z_augmented, labels[:n]).to(student.logits.dtype)  # (N,)
+    said = torch.cat([z_original, ANSWERS[answers](z_augmented)])
+    hard_original, hard_augmented = F.cross_entropy(student.logits, labels, reduction="none").chunk(2)
+    soft_original, soft_augmented = kl_rows(student.logits, said, temperature).chunk(2)
+    ce = 0.5 * (hard_original.mean() + float(hard) * (counts * hard_augmented).mean())
+    return {"ce": ce, "kd": temperature**2 * 0.5 * (soft_original.mean() + (counts * soft_augmented).mean())}
+
+
+@TWINS.add("all", by_image=True)
+def _all_twins(original, augmented, labels):
+    return torch.ones_like(labels, dtype=torch.bool)
+
+
+@TWINS.add("right", by_image=True)
+def _right(original, augmented, labels):
+    """Twins of which the teacher gives the right class."""
+    return augmented.argmax(1) == labels
+
+
+@TWINS.add("wrong", by_image=True)
+def _wrong(original, augmented, labels):
+    """Twins of which the teacher gives a wrong class."""
+    return ~_right(original, augmented, labels)
+
+
+@TWINS.add("as many as right")
+def _as_many_as_right(original, augmented, labels):
+    """As many twins as the teacher gets right, but those of other images: batches are in random order (see _shuffled)."""
+    return _right(original, augmented, labels).roll(1)
+
+
+@TWINS.add("as many as wrong")
+def _as_many_as_wrong(original, augmented, labels):
+    """As many twins as the teacher gets wrong, but those of other images."""
+    return _wrong(original, augmented, labels).roll(1)
+
+
+@ANSWERS.add("own", by_image=True)
+def _own(augmented):
+    return augmented
+
+
+@ANSWERS.add("shuffled")
+def _shuffled_answers(augmented):
+    """The answers to the twins of other images (see _shuffled)."""
+    return augmented.roll(1, 0)
 
 
 # ---------------------------------------------------------------- losses of other papers, to compare with

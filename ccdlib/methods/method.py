@@ -49,7 +49,8 @@ class Method(nn.Module):
 
     teacher: whether a method has one. teacher_method: the method that must have trained the teacher, because its heads are
     needed (None: any). freezes: where there is a teacher, the network is a frozen copy of it and only heads are trained.
-    rotates: every view is seen at four rotations. hard_labels: mixed labels are refused. keeps: the heads are stored with the
+    rotates: every view is seen at four rotations. hard_labels: mixed labels are refused. pairs: an image has exactly two views,
+    an original and its twin. keeps: the heads are stored with the
     run. initial: how the weights of the heads are drawn. half: whether the networks compute in bfloat16; the loop sets it.
     """
 
@@ -58,6 +59,7 @@ class Method(nn.Module):
     freezes: bool = False
     rotates: bool = False
     hard_labels: bool = True
+    pairs: bool = False
     keeps: bool = False
     initial: Initial = HE
     half: bool = False
@@ -129,10 +131,10 @@ class Plain(Method):
         return self.loss(student, teacher, batch.labels, **self.settings)
 
 
-def _plain(name, loss, hard_labels, by_image, teacher):
+def _plain(name, loss, hard_labels, by_image, pairs, teacher):
     """The method class of a loss."""
     own = {"name": name, "loss": staticmethod(loss), "__doc__": loss.__doc__, "teacher": teacher}
-    return type(name, (Plain,), own | {"hard_labels": hard_labels, "mean_over_inputs": by_image})
+    return type(name, (Plain,), own | {"hard_labels": hard_labels, "mean_over_inputs": by_image, "pairs": pairs})
 
 
 METHODS.follow(LOSSES, _plain)

@@ -208,9 +208,9 @@ class RunConfig(Strict):
             raise CcdError("ops = []: a policy without operations makes no augmented view; name some, or use views 'base'")
         paired = [name for name, row in VIEWS.items() if row.base + row.twins == 2 and row.turns == row.candidates == 1]
         unpaired = self.views_per_image == 2 and self.views not in paired
-        if self.method == "ccd" and (self.views_per_image != 2 or unpaired):
+        if METHODS[self.method].pairs and (self.views_per_image != 2 or unpaired):
             raise CcdError(
-                f"method 'ccd' needs two views of each image; views {self.views!r}, twins {self.twins} and share "
+                f"method {self.method!r} needs two views of each image; views {self.views!r}, twins {self.twins} and share "
                 f"{self.share:g} give {self.views_per_image:g}{' that are not an original and its twin' * unpaired}. Use "
                 f"twins 1, share 1 and one of the views {', '.join(paired)}"
             )

@@ -16,6 +16,7 @@ from ccdlib.base.arithmetic import Arithmetic, processor
 from ccdlib.base.devices import hardware
 from ccdlib.base.files import sha256
 from ccdlib.base.registry import CcdError
+from ccdlib.base.sources import code_of
 from ccdlib.data import bundled
 from ccdlib.models import MODELS
 from ccdlib.training.config import Checkpoint, RunConfig
@@ -33,18 +34,20 @@ CHANGED_IN = {
     "recipe": dict.fromkeys(("small", "imagenet_small"), 2),
     "answers": dict.fromkeys(("mobilenet_v2", "shufflenet_v1"), 2),  # the logits of a network with weights from a file
 }
-# The rooms whose code can change a result; a hash of this code is kept with every run.
-SHAPING = ("base/streams.py", "data", "views", "models", "methods", "training")
+# The code that can change a result; a hash of it is kept with every run. What recipes and configurations say is in its name.
+LOOP = tuple(f"training/{name}.py" for name in ("cohort", "evaluate", "group", "loop", "teachers"))
+SHAPING = ("base/streams.py", "data", "views", "models", "methods", *LOOP)
 
 
 @lru_cache(maxsize=1)
 def source_hash() -> str:
-    """Sixteen hexadecimal digits that change with the kit's code in SHAPING; a reader's own code is part of the identity."""
-    digest, package = hashlib.sha256(), Path(__file__).parent.parent
+    """Sixteen hexadecimal digits that change with the kit's code in SHAPING, but not with its comments and docstrings.
+
+    A reader's own code is part of the identity.
+    """
+    package = Path(__file__).parent.parent
     files = [file for room in SHAPING for file in sorted((package / room).rglob("*.py")) or [package / room]]
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256("\n".join(map(code_of, files)).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=1)
