@@ -59,9 +59,14 @@ class Result:
         return self.metrics["seconds"]
 
     def model(self) -> Backbone:
-        """The trained network, in eval mode on the CPU."""
+        """The trained network, in eval mode on the CPU. Errors: CcdError for a run of which only the record is here."""
         if isinstance(self.config, Checkpoint):
             return from_checkpoint(self.config, self.classes, self.channels)
+        if not (self.folder / "weights.safetensors").exists():
+            raise CcdError(
+                f"the weights of {self.folder.name} are not here, only its record; train it with ccdlib.fit(result.config), or "
+                "all runs of a notebook with `ccd run --from scratch`"
+            )
         network = build(self.config.model, classes=self.classes, channels=self.channels)
         return load_weights(self.folder / "weights.safetensors", network, self.config.model).eval()
 
