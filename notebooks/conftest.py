@@ -1,18 +1,19 @@
-"""How nbval checks the notebooks: with fresh training, and without what may differ between machines."""
+"""How nbval checks the notebooks: their numbers, from records, and without what may differ between machines."""
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
+
+from ccdlib.kit import recorded
+from ccdlib.kit.parameters import DEFAULT
 
 FIRST = "00_quickstart.ipynb"
 
 
 def pytest_configure(config):
-    """Every check trains anew, in a folder of its own: a stored run must not hide that the code has changed.
-
-    The workers of one check share the folder, so that a run of two notebooks is trained once.
-    """
+    """No check finds a stored run, nor trains one: the numbers come from the published records alone."""
     if not hasattr(config, "workerinput"):
         config.nbval_outputs = tempfile.TemporaryDirectory(prefix="ccdlib-nbval-")
         os.environ["CCD_OUTPUTS"] = config.nbval_outputs.name
@@ -27,7 +28,7 @@ def pytest_unconfigure(config):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collectstart(collector):
-    """Compare words, not the HTML and SVG that hold ids, nor what libraries say on stderr."""
+    """Compare words and numbers, not the HTML and SVG that hold ids, nor what libraries say on stderr."""
     if collector.nodeid.endswith(".ipynb"):
         collector.skip_compare += ("text/html", "image/svg+xml", "stderr")
 
@@ -37,5 +38,9 @@ def pytest_collection_modifyitems(items):
     """`make test` checks the first notebook, which takes a minute, and `make drills` all others, which take several."""
     for item in items:
         file = item.nodeid.partition("::")[0]
-        if file.endswith(".ipynb") and not file.endswith(FIRST):
+        if not file.endswith(".ipynb"):
+            continue
+        if not file.endswith(FIRST):
             item.add_marker(pytest.mark.drill)
+        if lacks := recorded.lacking(Path(file).stem, DEFAULT):
+            item.add_marker(pytest.mark.skip(reason=lacks))

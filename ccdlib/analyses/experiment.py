@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ccdlib.base import paths
 from ccdlib.base.registry import CcdError, Registry
+from ccdlib.evidence.records import Records
 from ccdlib.evidence.stats import Claim, collapsed_seeds, said_of_collapse
 from ccdlib.models import Backbone
 from ccdlib.training.checks import check, data_of
 from ccdlib.training.cohort import Result, fit, folder_of, measured, network_of
 from ccdlib.training.config import Checkpoint, RunConfig, with_teachers
 from ccdlib.training.forecast import expected_seconds
-from ccdlib.training.schedule import Schedule, Trainings
+from ccdlib.training.schedule import Schedule, Trainings, unfinished
 from ccdlib.training.store import Folder
 from ccdlib.views import policy_named
 
@@ -28,7 +30,7 @@ class Experiment:
     paired: all have the same seeds in the same order, of which costly arms may have only the first ones. claims: declared
     together with the arms, so before any result. facts: {arm: {name: value}} for tables and axes; the fact "baseline" names the
     arm over which the arm's gain is taken. checked: whether check() has been passed; otherwise the training begins with it.
-    trainings: those under way.
+    trainings: those under way. records: of runs that need not be trained where the run store lacks them.
     Errors: CcdError for fewer than two seeds, arms that are not paired, and claims about arms that do not exist.
     """
 
@@ -37,6 +39,7 @@ class Experiment:
     facts: Mapping[str, dict] = field(default_factory=dict)
     checked: bool = field(default=False, compare=False)
     trainings: Trainings | None = field(default=None, compare=False, repr=False)
+    records: Records | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         seeds = {arm: [config.seed for config in configs] for arm, configs in self.arms.items()}
@@ -71,7 +74,10 @@ class Experiment:
 
     @property
     def runs(self) -> dict[str, tuple[str, Folder]]:
-        """{name of a run: (the first arm that needs it, its Folder)}, each once, teachers before their students."""
+        """{name of a run: (the first arm that needs it, its Folder)}, each once, teachers before their students.
+
+        Of a run that is recorded the Folder says so, but not of a teacher whose network is needed to train others.
+        """
         found, known = {}, set()
         for arm, configs in self.arms.items():
             for needed in (each for config in configs for each in with_teachers(config)):
@@ -80,7 +86,25 @@ class Experiment:
                     known.add(text)
                     folder = folder_of(needed)
                     found.setdefault(folder.path.name, (arm, folder))
+        if self.records:
+            self._mark({name: folder for name, (_, folder) in found.items()})
         return found
+
+    def _mark(self, folders):
+        """Say of each Folder whether its run is recorded. Errors: CcdError where others would be computed in another way."""
+        for folder in folders.values():
+            folder.recorded = self.records.has(folder.config)
+        others = unfinished(folders.values())
+        for student in others:
+            for teacher in with_teachers(student.config.teacher):
+                folders[folder_of(teacher).path.name].recorded = False
+        here = {folder.config.arithmetic() for folder in others} - {self.records.arithmetic}
+        if here and any(folder.recorded for folder in folders.values()):
+            raise CcdError(
+                f"{len(others)} runs are not recorded and would be trained here in {here.pop().said}; the records are "
+                f"{self.records.arithmetic.said}, and the two are not compared. Give the precision and `portable` of the "
+                "records, or train all with --from scratch"
+            )
 
     @property
     def _trained(self):
@@ -93,11 +117,13 @@ class Experiment:
         object.__setattr__(self, "checked", True)
 
     def teacher(self, show: str = "epochs") -> Backbone:
-        """The teacher's network of the first seed, trained if necessary, in eval mode on the CPU; show: see fit().
+        """The teacher's network of the first seed, trained where it is not here, in eval mode on the CPU; show: see fit().
 
         Where runs are trained side by side, all others begin too, for train() to wait for, so that no core is idle meanwhile.
         """
         first = self.arms["teacher"][0]
+        if isinstance(first, RunConfig) and self._from_record(first) and self.records.has_network(first):
+            return self.records.result(first).model()
         trainings = self._under_way()
         if isinstance(first, RunConfig) and trainings.side_by_side:
             trainings.wait([first])
@@ -119,19 +145,39 @@ class Experiment:
         Errors: CcdError if a run cannot be trained, Diverged if one diverges.
         """
         results, width = {}, max(map(len, self.arms))
+        if self.records and (said := self._said_of_records()):
+            print(said, flush=True)
         with self._under_way() as trainings:
             for arm, configs in self.arms.items():
                 trainings.wait(configs)
-                results[arm] = [self._result(config) for config in configs]
+                results[arm] = [self.result(config) for config in configs]
                 mean = sum(result.accuracy for result in results[arm]) / len(configs)
                 said = f"; {said}" if (said := said_of_collapse(collapsed_seeds(results[arm]))) else ""
                 print(f"{arm:{width}}  {mean:.1f} % on average of {len(configs)} seeds{said}", flush=True)
         return results
 
-    def _result(self, config):
+    def _said_of_records(self):
+        """How many runs the results of which are read from their records."""
+        folders = [folder for _, folder in self.runs.values()]
+        read = [folder for folder in folders if folder.recorded and not folder.finished]
+        if not read:
+            return ""
+        how = f"{self.records.arithmetic.said}, trained at {', '.join(self.records.commits)}"
+        return f"{len(read)} of {len(folders)} runs are read from {paths.shown(self.records.path)} ({how})"
+
+    def result(self, config: RunConfig | Checkpoint) -> Result:
+        """The Result of a run: from the run store, else from its record, else by training it."""
         if isinstance(config, Checkpoint):
             return measured(config, data_of(self._trained[0]))
-        return fit(config, show="none")
+        return self.records.result(config) if self._from_record(config) else fit(config, show="none")
+
+    def known(self, config: RunConfig | Checkpoint) -> bool:
+        """Whether the Result of a run is there without any training."""
+        return isinstance(config, Checkpoint) or folder_of(config).finished or self._from_record(config)
+
+    def _from_record(self, config):
+        """Whether the run is recorded, and not in the run store."""
+        return bool(self.records) and not folder_of(config).finished and self.records.has(config)
 
     def rows(self, results: Mapping[str, list[Result]]) -> list[dict]:
         """The results in long form, for figures: a dict for every arm with facts and every seed.
@@ -151,13 +197,12 @@ class Experiment:
     def plan(self, timed: bool = False) -> list[dict]:
         """The list of what is missing and how long it takes: a dict for each arm. timed: see forecast.expected_seconds().
 
-        Keys: "arm", "runs" (their number), "done", "begun", "missing" (the seeds), "seconds" (spent on the runs that are done)
-        and "expected" (seconds for the others). A run of several arms is counted in the first.
+        Keys: "arm", "runs" (their number), "done", "recorded" (not in the run store, but known from a record), "begun",
+        "missing" (the seeds), "seconds" (spent on the runs that are done) and "expected" (seconds for the missing ones). A run
+        of several arms is counted in the first.
         """
-        rows = {
-            arm: {"arm": arm, "runs": 0, "done": 0, "begun": 0, "missing": [], "seconds": 0.0, "expected": 0.0}
-            for arm in self.arms
-        }
+        counts = dict.fromkeys(("runs", "done", "recorded", "begun"), 0)
+        rows = {arm: {"arm": arm, **counts, "missing": [], "seconds": 0.0, "expected": 0.0} for arm in self.arms}
         missing = []  # (configuration, its row)
         for arm, folder in self.runs.values():
             row, config = rows[arm], folder.config
@@ -165,6 +210,9 @@ class Experiment:
             if folder.finished:
                 row["done"] += 1
                 row["seconds"] += folder.metrics["seconds"]
+                continue
+            if folder.recorded:
+                row["recorded"] += 1
                 continue
             row["begun"] += folder.file("resume.pt").exists()
             row["missing"].append(config.seed)

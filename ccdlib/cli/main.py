@@ -18,12 +18,14 @@ from ccdlib.data import DATASETS, load_data
 from ccdlib.evidence.published import REPORTED
 from ccdlib.kit import batch as planner
 from ccdlib.kit import clean as cleaning
-from ccdlib.kit import door, engine, jobs, outlook, planning
+from ccdlib.kit import door, engine, jobs, outlook, planning, recheck, recorded
+from ccdlib.kit import power as powers
 from ccdlib.kit import verdicts as page
 from ccdlib.kit.parameters import DEFAULT
 from ccdlib.methods import METHODS, settings_of
 from ccdlib.models import MODELS
-from ccdlib.training import Diverged, RunConfig, check, check_surroundings, fit_cohort, group
+from ccdlib.training import Diverged, RunConfig, check_surroundings, fit_cohort, group
+from ccdlib.training import check as check_runs
 from ccdlib.training.cohort import computes_as
 from ccdlib.training.schedule import cohorts_of
 from ccdlib.training.work import model_size
@@ -83,11 +85,23 @@ def asks_for_parameters(command: Callable) -> Callable:
     return command
 
 
+def from_option(command: Callable) -> Callable:
+    """The option that says where results come from."""
+
+    def keep(context, parameter, value):
+        if value:
+            os.environ[recorded.FROM] = value  # read here and by kernels
+
+    what = "Where results come from: records trains nothing, scratch looks at no records, any trains what neither has.  [any]"
+    return click.option("--from", type=click.Choice(recorded.SOURCES), callback=keep, expose_value=False, help=what)(command)
+
+
 @cli.command(
     epilog="Example: ccd run 00_quickstart --profile lite -p seeds 3",
     short_help="Execute a notebook with your parameters and print its results.",
 )
 @asks_for_parameters
+@from_option
 @click.option("--repair", is_flag=True, help="Train damaged runs again (their folders are kept under another name).")
 @click.option("--again", is_flag=True, help="Execute it also where nothing has changed since it was executed.")
 def run(notebook, profile, files, given, repair, again):
@@ -109,6 +123,7 @@ def run(notebook, profile, files, given, repair, again):
     epilog="Example: ccd plan 03_proportion --profile lite", short_help="Plan of a notebook: the missing runs and their time."
 )
 @asks_for_parameters
+@from_option
 @click.option("--timed", is_flag=True, help=TIMED)
 def plan(notebook, profile, files, given, timed):
     """Print the plan of NOTEBOOK: which runs are done, which are missing, and how many seconds they are expected to take.
@@ -123,6 +138,7 @@ def plan(notebook, profile, files, given, timed):
     short_help="Train and execute all that notebooks of a profile lack.",
 )
 @click.option("--profile", **PROFILE)
+@from_option
 @click.option("--cores", type=click.IntRange(1), help="CPU cores to use; with --slurm, for each GPU.  [default: all; 8]")
 @click.option("--gpus", type=click.IntRange(0), help="GPUs to use; 0: train on the CPU.  [default: all]")
 @click.option(
@@ -199,7 +215,7 @@ def fit(file, processes, show, repair):
     configs = _read_configs(file, processes)
     computes_as(configs)  # before check(), which computes
     if not group.launched():
-        check(configs)  # all of them, before the first is trained
+        check_runs(configs)  # all of them, before the first is trained
     with group.joined() if group.started_by_torchrun() else nullcontext():
         for cohort in cohorts_of(configs):
             for result in fit_cohort(cohort, show=show, repair=repair or None):
@@ -330,14 +346,68 @@ def completion(shell):
 
 
 @cli.command(
-    short_help="Execute notebooks with their defaults and keep the outputs in place.",
+    short_help="Execute notebooks as they are and keep the outputs in place.",
     epilog="Example: ccd refresh notebooks/*.ipynb",
 )
 @click.argument("notebooks", nargs=-1, required=True, **NOTEBOOK)
 def refresh(notebooks):
-    """Regenerate the committed outputs of NOTEBOOKS: the smoke profile, without times, the same bytes for the same results."""
+    """Execute NOTEBOOKS under their own parameters, the profile lite, and keep the outputs in the notebooks themselves too.
+
+    There are no times in them, so the same results give the same bytes. With records this takes seconds.
+    """
     for name in notebooks:
         click.echo(paths.shown(door.refresh(name)))
+
+
+@cli.command(
+    short_help="Add finished runs to the records of a profile.",
+    epilog="Example: ccd record --profile lite   (all notebooks)   or: ccd record 03_proportion --profile lite",
+)
+@click.option("--profile", **PROFILE)
+@click.argument("notebooks", nargs=-1, **NOTEBOOK)
+def record(notebooks, profile):
+    """Add the finished runs of NOTEBOOKS (all, if none is named) to outputs/PROFILE/NOTEBOOK/records.jsonl.
+
+    Records hold configuration, curves, accuracies and provenance, without weights. With them a notebook is executed in seconds,
+    on any machine. Days and machines add to one file; runs of another precision or protocol are refused.
+    """
+    for stem in notebooks or planner.stems_of(profile):
+        click.echo(recorded.write(stem, profile))
+
+
+@cli.command(
+    short_help="Train a sample of recorded runs again, and compare.",
+    epilog="Example: ccd check lite --runs 5   or: ccd check class 00_quickstart",
+)
+@click.option("--runs", type=click.IntRange(1, 1000), default=3, show_default=True, help="How many runs.")
+@click.option("--sample", type=click.IntRange(0), default=0, show_default=True, help="The seed that chooses them.")
+@click.argument("profile", shell_complete=_names_in("PARAMS", "*"))
+@click.argument("notebooks", nargs=-1, **NOTEBOOK)
+def check(profile, notebooks, runs, sample):
+    """Train RUNS recorded runs of PROFILE again, chosen at random, in a store of their own that is deleted.
+
+    Each has to fall within the spread of its arm (the 99 % interval of one more run), or, where the records are portable, to
+    have the same bits. Exit status: 0 when all do, 1 when one does not.
+    """
+    chosen = recheck.sample(profile, notebooks or planner.stems_of(profile), runs, sample)
+    found = []
+    for one in chosen:
+        found.append(recheck.again(one, profile))
+        click.echo(found[-1].said)
+    if not all(one.passed for one in found):
+        sys.exit(1)
+
+
+@cli.command(
+    short_help="How many seeds a verdict needs, from recorded runs.",
+    epilog="Example: ccd power 06_ccd --profile lite --difference 0.5",
+)
+@click.option("--profile", **PROFILE)
+@click.option("--difference", type=float, required=True, help="The effect to detect, or to show to be absent, in points.")
+@click.argument("notebook", **NOTEBOOK)
+def power(notebook, profile, difference):
+    """Print for each claim of NOTEBOOK how far its seeds spread, and how many it takes to decide it in four of five cases."""
+    click.echo(powers.power(notebook, profile, difference))
 
 
 @cli.command(short_help="Collect all published verdicts into docs/verdicts.md.", epilog="Example: ccd verdicts")

@@ -7,6 +7,7 @@ the margin that the claim declares for no effect, "inconclusive" otherwise, "unt
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -348,6 +349,37 @@ def equivalent(finding: str, statement: str, arm: str, baseline: str, margin: fl
     words = f"accuracy({arm}) - accuracy({baseline})"
     margin = _positive(margin)
     return Claim(finding, statement, words, Contrast({arm: 1, baseline: -1}), -margin, margin, **options)
+
+
+MOST = 10_000  # seeds, beyond which nobody goes
+
+
+def seeds_to_detect(sd: float, difference: float, power: float = 0.8) -> int | None:
+    """The seeds with which a t interval excludes zero at the rate `power`, if the true mean is `difference`.
+
+    sd: of the paired differences, from seed to seed. None: more than MOST. Errors: CcdError for numbers that are not positive.
+    """
+    from scipy.stats import nct, t
+
+    return _fewest(sd, difference, lambda n, shift: nct.sf(t.ppf(1 - ERROR / 2, n - 1), n - 1, shift) >= power)
+
+
+def seeds_to_exclude(sd: float, difference: float, power: float = 0.8) -> int | None:
+    """The seeds with which a t interval lies within ± `difference` at the rate `power`, if the true mean is zero.
+
+    The rate is a lower bound: the chance of leaving at one end is counted twice. Otherwise as seeds_to_detect().
+    """
+    from scipy.stats import nct, t
+
+    return _fewest(sd, difference, lambda n, shift: 2 * nct.sf(t.ppf(1 - ERROR / 2, n - 1), n - 1, shift) - 1 >= power)
+
+
+def _fewest(sd, difference, enough):
+    if not (sd > 0 and difference > 0):
+        raise CcdError(f"sd = {sd:g}, difference = {difference:g}: both must be above 0")
+    seeds = range(2, MOST + 1)
+    k = bisect_left(seeds, True, key=lambda n: bool(enough(n, difference * math.sqrt(n) / sd)))
+    return seeds[k] if k < len(seeds) else None
 
 
 def _positive(margin):

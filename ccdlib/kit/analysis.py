@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ccdlib.analyses import Experiment, experiment
+from ccdlib.analyses import Experiment
 from ccdlib.base import paths
 from ccdlib.base.arithmetic import TOO_LATE, make_portable
 from ccdlib.base.devices import best_device, hardware, jobs
@@ -18,6 +18,8 @@ from ccdlib.base.reading import check_name
 from ccdlib.base.registry import CcdError, unknown
 from ccdlib.evidence import stats
 from ccdlib.evidence.published import SOURCE, published
+from ccdlib.evidence.records import FILE, Records
+from ccdlib.kit import recorded
 from ccdlib.kit.parameters import CHECKED, DEFAULT, arithmetic_of, checksum, find, label, profile_parameters
 from ccdlib.training import Result, RunConfig
 from ccdlib.training.identity import provenance, source_hash
@@ -36,7 +38,7 @@ class Analysis:
     """
 
     def __init__(self, stem: str, profile: str = DEFAULT, scope: dict | None = None):
-        self.stem = stem
+        self.stem, self.asked = stem, profile
         notebook = find(stem)
         self.parameters = profile_parameters(notebook, profile)
         if scope is not None:
@@ -63,7 +65,7 @@ class Analysis:
             torch.set_num_threads(1)
         # A command that executes the notebook has checked its runs.
         checked = os.environ.get(CHECKED) == checksum(self.stem, self.parameters)
-        self._experiment = replace(experiment(self.stem, self.parameters), checked=checked)
+        self._experiment = replace(recorded.experiment(self.stem, self.parameters, self.asked), checked=checked)
         if not checked:
             self._experiment.check()
         return self._experiment
@@ -198,7 +200,16 @@ class Analysis:
             "provenance": provenance(best_device()),
         }
         write_whole(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
+        if self._experiment:
+            self._record()
         print(f"saved {self.profile}/{self.stem}/results.json")
+
+    def _record(self):
+        """Add the runs that were trained here to the records in the folder of results."""
+        try:
+            Records(self.folder / FILE).add(folder for _, folder in self._experiment.runs.values())
+        except CcdError as error:  # such as runs of another precision: their results are kept all the same
+            print(f"Not recorded: {error}")
 
 
 def said_of(claim: dict) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from loky import ProcessPoolExecutor
 
-from ccdlib.analyses import experiment
 from ccdlib.base import paths
 from ccdlib.base.devices import best_device
 from ccdlib.base.devices import cores as every_core
@@ -20,7 +19,7 @@ from ccdlib.base.devices import gpus as every_gpu
 from ccdlib.base.files import write_whole
 from ccdlib.base.reading import check_name
 from ccdlib.base.registry import CcdError, unknown
-from ccdlib.kit import finished, verdicts
+from ccdlib.kit import finished, recorded, verdicts
 from ccdlib.kit.parameters import DEFAULT, SMOKE, asked_for, present, profiles
 from ccdlib.training.checks import check_carried
 from ccdlib.training.config import RunConfig
@@ -61,7 +60,7 @@ class Grid:
         self.stems = tuple(stem for stem in stems if stem not in self.absent)
         self.folder = paths.outputs() / ".batch" / profile
         self.asked = {stem: asked_for(stem, profile) for stem in self.stems}
-        self.experiments = {stem: experiment(stem, values) for stem, (_, values) in self.asked.items()}
+        self.experiments = {stem: recorded.experiment(stem, values, profile) for stem, (_, values) in self.asked.items()}
         for each in self.experiments.values() if check else ():
             each.check()
         found = {stem: each.runs for stem, each in self.experiments.items()}

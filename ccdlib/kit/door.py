@@ -13,13 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ccdlib.analyses.experiment import EXPERIMENTS, experiment
+from ccdlib.analyses.experiment import EXPERIMENTS
 from ccdlib.base import paths
 from ccdlib.base.arithmetic import switched
 from ccdlib.base.files import write_whole
 from ccdlib.base.registry import CcdError
 from ccdlib.evidence import stats
-from ccdlib.kit import finished
+from ccdlib.kit import finished, recorded
 from ccdlib.kit.analysis import said_of
 from ccdlib.kit.parameters import (
     CHECKED,
@@ -64,7 +64,7 @@ def run_notebook(
     here, mark = label(path, profile, values), None
     target = paths.outputs() / here / f"{path.stem}.ipynb"
     if path.stem in EXPERIMENTS:
-        planned = experiment(path.stem, values)
+        planned = recorded.experiment(path.stem, values, profile)
         runs = [folder for _, folder in planned.runs.values()]
         mark = finished.marker(here, path.stem, finished.fingerprint(path, values, runs))
         if not (again or unfinished(runs)) and finished.is_there(mark):
@@ -112,7 +112,7 @@ def _is_analysis(function):
     return (function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")) == "Analysis"
 
 
-def execute(path: Path, target: Path, parameters: dict, failed: Path | None = None) -> Path:
+def execute(path: Path, target: Path, parameters: dict) -> Path:
     """Execute notebook `path` with papermill into `target`, through a temporary name; times are stripped.
 
     Whatever ends it early (an error in a cell, a kernel that died), what was executed is kept as `failed`.
@@ -121,7 +121,7 @@ def execute(path: Path, target: Path, parameters: dict, failed: Path | None = No
     import papermill
     from traitlets.config import Config
 
-    failed = failed or target.with_suffix(".failed.ipynb")
+    failed = target.with_suffix(".failed.ipynb")
     mine = f"{platform.node()}-{os.getpid()}"
     beside = target.with_name(f".{target.stem}.{mine}.part.ipynb")
     _sweep([*target.parent.glob(f".{target.stem}.*.part.ipynb"), *Path("/tmp").glob("ccd-*-*.sockets")])
@@ -208,21 +208,10 @@ def without_times(notebook: "NotebookNode") -> "NotebookNode":
 
 
 def refresh(name: str) -> Path:
-    """Execute a notebook with its own defaults, all training anew, and keep the outputs in the notebook itself."""
+    """Execute a notebook with the values of its own parameters cell, and keep the outputs in the notebook itself too."""
     path = find(name)
-    before = os.environ.get("CCD_OUTPUTS")
-    failed = paths.outputs() / "smoke" / f"{path.stem}.failed.ipynb"
-    with tempfile.TemporaryDirectory(prefix="ccdlib-") as folder:
-        os.environ["CCD_OUTPUTS"] = folder
-        try:
-            # The folder that the notebook's Analysis writes to, so that the results are found beside the executed copy.
-            executed = execute(path, Path(folder) / "smoke" / path.name, {}, failed).read_bytes()
-        finally:
-            if before is None:
-                del os.environ["CCD_OUTPUTS"]
-            else:
-                os.environ["CCD_OUTPUTS"] = before
-    write_whole(path, executed)
+    executed, _ = run_notebook(str(path))
+    write_whole(path, executed.read_bytes())
     return path
 
 

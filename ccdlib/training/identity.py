@@ -83,23 +83,26 @@ def provenance(device: torch.device, arithmetic: Arithmetic | None = None) -> di
     }
 
 
-def identity(config: RunConfig, data_facts: Callable[[RunConfig], dict], device: str) -> dict:
+def identity(
+    config: RunConfig, data_facts: Callable[[RunConfig], dict], device: str, arithmetic: Arithmetic | None = None
+) -> dict:
     """Everything that shapes a run, as a dict whose hash names the run's folder.
 
     It holds the configuration, the checksums of the data, the identity of the teacher, the arithmetic, and the source of rows
     that a reader added. data_facts: a function from a configuration to the facts of its data. device: "cpu" or "cuda", which
-    decides what precision is meant. Errors: CcdError for a teacher file that is not there.
+    decides what precision is meant. arithmetic: of the run and its teachers, where it was computed in one that this machine or
+    device would not choose. Errors: CcdError for a teacher file that is not there.
     """
     unused = {*_BY_CONTENT} | {name for name in _WHERE_SET if getattr(config, name) == RunConfig.model_fields[name].default}
     unused |= {"subset_seed"} if config.n_train is None else set()  # without a subset, its seed shapes nothing
     unused |= {"draws"} if config.draws_seed == config.seed else set()
-    arithmetic = config.arithmetic(device)
-    facts = config.model_dump(mode="json", exclude=unused) | {"precision": arithmetic.precision} | config.rule.facts()
-    facts |= {"portable": True} if arithmetic.portable else {}
+    used = arithmetic or config.arithmetic(device)
+    facts = config.model_dump(mode="json", exclude=unused) | {"precision": used.precision} | config.rule.facts()
+    facts |= {"portable": True} if used.portable else {}
     if isinstance(config.teacher, Checkpoint):
         facts["teacher"] = _identity_of_file(config.teacher)
     elif config.teacher is not None:
-        facts["teacher"] = identity(config.teacher, data_facts, device)
+        facts["teacher"] = identity(config.teacher, data_facts, device, arithmetic)
     added = {f"{rows.kind} {name}": rows.added[name].digest() for rows, name in config.rows if name in rows.added}
     facts |= {"added": added} if added else {}
     return facts | {"data": data_facts(config), "protocol": protocol_of(config)}

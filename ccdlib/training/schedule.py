@@ -94,8 +94,8 @@ def folders_of(configs: Iterable[RunConfig]) -> list[Folder]:
 
 
 def unfinished(folders: Iterable[Folder]) -> list[Folder]:
-    """Those of `folders` whose run is not finished."""
-    return [folder for folder in folders if not folder.finished]
+    """Those of `folders` whose run is not finished, nor known from a record."""
+    return [folder for folder in folders if not (folder.finished or folder.recorded)]
 
 
 def _key(folders):

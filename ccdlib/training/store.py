@@ -91,11 +91,13 @@ class Folder:
     """The folder of a run, whether it exists or not.
 
     config: the run's configuration. facts: its identity, see identity.identity(). path: the folder, named by the hash of this.
+    recorded: whether a record of the run is enough, so that it need not be trained.
     """
 
     config: RunConfig
     facts: dict
     path: Path
+    recorded: bool = False
 
     def __init__(self, config: RunConfig, facts: dict):
         self.config, self.facts = config, facts

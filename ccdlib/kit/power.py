@@ -1,0 +1,42 @@
+"""How many seeds a verdict needs, from the spread of the runs that are there."""
+
+from statistics import stdev
+
+from ccdlib.base.registry import CcdError
+from ccdlib.evidence.stats import Contrast, seeds_to_detect, seeds_to_exclude
+from ccdlib.kit import recorded
+
+POWER = 0.8
+
+
+def power(name: str, profile: str, difference: float) -> str:
+    """For each claim of a notebook, the seeds with which it is decided in four of five cases, as text.
+
+    difference: the true effect that is to be detected, and the margin within which none is to be shown to be practically zero,
+    in points. Errors: CcdError where runs are missing, or for a difference that is not above 0.
+    """
+    if difference <= 0:
+        raise CcdError(f"difference = {difference:g}: give the size of an effect in points, above 0")
+    planned, results = recorded.results(name, profile)
+    accuracies = {arm: [run.accuracy for run in runs] for arm, runs in results.items()}
+    lines = [
+        f"{name}, profile {profile}: how many seeds decide a claim in {100 * POWER:g} % of cases",
+        f"  seeds   sd   to detect {difference:g}   to show none beyond {difference:g}   claim",
+    ]
+    return "\n".join(lines + [_row(claim, accuracies, difference) for claim in planned.claims])
+
+
+def _row(claim, accuracies, difference):
+    said = f"{claim.finding} {claim.statement}"
+    if not isinstance(claim.estimand, Contrast):
+        return f"  a peak inside a sweep, which has no single spread: {said}"
+    if missing := [arm for arm in claim.estimand.arms if arm not in accuracies]:
+        return f"  no two runs of {', '.join(missing)}: {said}"
+    n = min(len(accuracies[arm]) for arm in claim.estimand.arms)
+    (values,) = claim.estimand.alternatives({arm: accuracies[arm][:n] for arm in claim.estimand.arms})[""]
+    sd = stdev(values)
+    if sd == 0:
+        return f"  {n:5}  all differences are equal, which says nothing about their spread: {said}"
+    found = [seeds_to_detect(sd, difference, POWER), seeds_to_exclude(sd, difference, POWER)]
+    detect, exclude = ("more than 10,000" if seeds is None else str(seeds) for seeds in found)
+    return f"  {n:5}  {sd:4.2f}  {detect:>{10 + len(f'{difference:g}')}}  {exclude:>{20 + len(f'{difference:g}')}}   {said}"
