@@ -17,6 +17,7 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):
         config.nbval_outputs = tempfile.TemporaryDirectory(prefix="ccdlib-nbval-")
         os.environ["CCD_OUTPUTS"] = config.nbval_outputs.name
+    os.environ[recorded.FROM] = "records"
     os.environ.setdefault("CCD_DEVICE", "cpu")  # the stored outputs are a CPU's
 
 

@@ -29,7 +29,8 @@ def outputs(tmp_path, monkeypatch):
     """The folder that stands for outputs/ in this test."""
     folder = tmp_path / "outputs"
     monkeypatch.setenv("CCD_OUTPUTS", str(folder))
-    monkeypatch.delenv("CCD_REPAIR", raising=False)
+    for name in ("CCD_REPAIR", "CCD_FROM"):  # the second is set for the check of the notebooks
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CCD_SAVE_EVERY", "0")
     return folder
 

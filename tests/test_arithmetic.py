@@ -90,8 +90,9 @@ def test_every_run_of_a_notebook_has_its_arithmetic(stem):
 
 
 def test_which_profiles_are_portable():
-    found = {path.parent.name: profile_parameters(find(path.stem), path.parent.name)["portable"] for path in YAML}
-    assert {profile for profile, portable in found.items() if portable} == {"class"}
+    one = [path for path in YAML if path.stem != "07_imagenet"]  # which is trained by two processes in smoke
+    found = {path.parent.name: profile_parameters(find(path.stem), path.parent.name)["portable"] for path in one}
+    assert {profile for profile, portable in found.items() if portable} == {"class", "smoke"}
 
 
 YAML = sorted(paths.PARAMS.glob("*/*.yaml"))

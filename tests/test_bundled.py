@@ -18,7 +18,7 @@ from ccdlib.analyses import experiment
 from ccdlib.base.registry import CcdError
 from ccdlib.data import bundled
 from ccdlib.data.bundled.objects import rebuild
-from ccdlib.kit.analysis import answered
+from ccdlib.kit.answers import answered
 from ccdlib.kit.parameters import find, profile_parameters
 from ccdlib.training import Checkpoint, RunConfig, cohort, evaluate, fit, folder_of
 from ccdlib.training.checks import data_of
@@ -137,6 +137,9 @@ def test_a_notebook_takes_a_bundled_teacher_for_each_seed():
     assert [teacher.file for teacher in plan.arms["teacher"]] == [f"ccdlib:resnet20-objects-s{k}" for k in range(3)]
     assert [config.teacher for config in plan.arms["KD"]] == plan.arms["teacher"]
     assert all(config.method != "ce" or config.model == "resnet8" for config in plan.configs), "no teacher is trained"
+    many = experiment("00_quickstart", parameters(seeds=len(NAMES) + 2)).arms["teacher"]
+    assert [teacher.file for teacher in many[-2:]] == [f"ccdlib:{name}" for name in NAMES[:2]], "the teachers take turns"
+    assert [teacher.seed for teacher in many] == list(range(len(NAMES) + 2))
     trained = experiment("00_quickstart", parameters(teacher="train"))
     assert isinstance(trained.arms["teacher"][0], RunConfig)
 
@@ -144,9 +147,8 @@ def test_a_notebook_takes_a_bundled_teacher_for_each_seed():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"data": "digits"}, "resnet20-digits-s0 does not come with the package; it has resnet20-objects-s0"),
-        ({"teacher_model": "resnet56"}, "resnet56-objects-s0 does not come with the package"),
-        ({"seeds": 6}, "resnet20-objects-s5 does not come with the package.* Give teacher = train"),
+        ({"data": "digits"}, "no resnet20-digits-s0 comes with the package; it has resnet20-objects-s0.* Give teacher = train"),
+        ({"teacher_model": "resnet56"}, "no resnet56-objects-s0 comes with the package"),
         ({"n_teacher": 100}, "n_teacher = 100 with teacher = 'bundled'"),
         ({"teacher": "bundle"}, "unknown teacher 'bundle'. Did you mean 'bundled'"),
     ],
@@ -189,7 +191,8 @@ def test_class_gives_verdicts_on_its_large_effects_with_four_seeds():
         values = profile_parameters(find("00_quickstart"), profile)
         return [claim.least for claim in experiment("00_quickstart", values).claims]
 
-    assert (least("class"), least("smoke"), least("lite"), least("paper")) == ([4, 4, 10], [10] * 3, [10] * 3, [3] * 3)
+    assert (least("class"), least("paper")) == ([4, 4], [3, 3])
+    assert {*least("smoke"), *least("lite")} == {10}
 
 
 def test_what_fired_is_said_in_words():

@@ -23,7 +23,7 @@ from ccdlib.training import RunConfig, cohort, fit, folder_of, forecast, predict
 from ccdlib.views import POLICIES
 
 NOTEBOOKS = {path.stem: path for path in sorted(paths.NOTEBOOKS.glob("*.ipynb"))}
-PROFILES = [(stem, "smoke") for stem in NOTEBOOKS] + sorted((f.stem, f.parent.name) for f in paths.PARAMS.glob("*/*.yaml"))
+PROFILES = [(stem, "lite") for stem in NOTEBOOKS] + sorted((f.stem, f.parent.name) for f in paths.PARAMS.glob("*/*.yaml"))
 SMALL = {
     "data": "digits",
     "teacher": "train",
@@ -33,6 +33,11 @@ SMALL = {
     "student_epochs": 1,
     "teacher_model": "resnet8",
 }
+
+
+SMALL_RUN = {"n_train": 20, "epochs": 1}
+DIGITS = {"data": "digits", "teacher": "train", "n_teacher": 200}
+SWEEPS = {"sweep_r": [0, 1, 2, 4], "sweep_q": [0, 0.25, 0.5, 0.75, 1.0]}
 
 
 def parameters(stem, profile="smoke", **change):
@@ -55,7 +60,8 @@ def test_every_profile_describes_its_runs_without_its_data(stem, profile):
     """All arms are paired, all claims are about arms that are there; RunConfig checks the rest."""
     asked = parameters(stem, profile)
     planned = experiment(stem, asked)
-    assert all(len(configs) == asked["seeds"] for configs in planned.arms.values())
+    fewer = asked.get("rival_seeds") or asked["seeds"]
+    assert {len(configs) for configs in planned.arms.values()} == {asked["seeds"], fewer}
     least = 3 if profile.startswith("paper") else 4 if profile == "class" else 10
     assert {claim.least for claim in planned.claims} <= {least, 10}
     assert planned.claims[0].least == least
@@ -73,7 +79,8 @@ def test_every_profile_describes_its_runs_without_its_data(stem, profile):
 
 
 def test_the_arms_of_01():
-    arms = experiment("01_joint_augmentation", parameters("01_joint_augmentation", "lite")).arms
+    grey = {"data": "digits", "teacher": "train", "ops": [], "left_out": True}
+    arms = experiment("01_joint_augmentation", parameters("01_joint_augmentation", "lite", **grey)).arms
     views = {arm: configs[0].views for arm, configs in arms.items()}
     assert views["KD, not cropped"] == "raw"
     assert views["KD + crop and flip"] == "base"
@@ -84,12 +91,18 @@ def test_the_arms_of_01():
     assert arms["only invert"][0].p == 1.0
     assert "invert" not in arms["without invert"][0].ops
     assert len(arms["without invert"][0].ops) == 13
-    colour = experiment("01_joint_augmentation", parameters("01_joint_augmentation", "paper")).arms
+    colour = experiment("01_joint_augmentation", parameters("01_joint_augmentation", "lite")).arms
     assert "only color" in colour
+    assert not any(arm.startswith("without") for arm in colour)
+    twice, half = colour["KD, twice the epochs"][0], colour["KD + rotation, half the epochs"][0]
+    jda = colour["KD + JDA"][0]
+    compute = {config.epochs * config.views_per_image for config in (twice, half, jda)}
+    assert compute == {2.0 * jda.epochs}
+    assert colour["twins without labels"][0].cohort == jda.cohort, "parts of JDA have the same twins"
 
 
 def test_the_arms_of_03_have_the_inputs_and_steps_they_say():
-    asked = parameters("03_proportion", "lite")
+    asked = parameters("03_proportion", "lite", **DIGITS, n_train=100, student_epochs=50, **SWEEPS)
     planned = experiment("03_proportion", asked)
     seen = 0
     for arm, fact in planned.facts.items():
@@ -159,7 +172,7 @@ def test_the_profiles_set_dkd_as_its_paper_does(profile):
 
 def test_a_fixed_split_gives_all_seeds_the_same_images():
     def subsets(**change):
-        arms = experiment("04_few_shot", parameters("04_few_shot", "lite", **change)).arms
+        arms = experiment("04_few_shot", parameters("04_few_shot", "lite", teacher="train", **change)).arms
         return {config.subset_seed for configs in arms.values() for config in configs}
 
     assert subsets() == subsets(split="per seed") == set(range(10))
@@ -199,9 +212,9 @@ def test_no_method_of_the_small_recipe_is_below_the_student_alone():
 def test_the_arms_of_06():
     planned = experiment("06_ccd", parameters("06_ccd", "paper_vgg13"))
     ccd = planned.arms["CCD"][0]
-    for name, runs in planned.arms.items():
-        if name.startswith("CCD, "):
-            assert runs[0] == ccd.but(settings={"weight": name.removeprefix("CCD, ")})
+    for weight in CONTROLS:
+        assert planned.arms[f"CCD, {weight}"][0] == ccd.but(settings={"weight": weight})
+    assert planned.arms["CCD, beside rivals"] == planned.arms["CCD"], "of the same sizes"
     assert planned.arms["KD + JDA"][0].but(method="ccd") == ccd
     joint = planned.arms["teacher, joint"][0]
     assert (joint.method, joint.teacher, joint.lr, joint.epochs, joint.batch) == ("hsakd_teacher", None, 0.05, 240, 64)
@@ -209,7 +222,62 @@ def test_the_arms_of_06():
     assert planned.arms["HSAKD"][0].teacher.teacher == planned.arms["teacher"][0]
     assert {claim.finding for claim in planned.claims} == {"CCD"}
     # Of every seed a teacher, its two stages and the joint one; then the students.
-    assert len(experiment("06_ccd", parameters("06_ccd")).runs) == 2 * (4 + 3 + len(CONTROLS) + 3 + 3)
+    assert len(experiment("06_ccd", parameters("06_ccd")).runs) == 2 * (4 + 2 + len(CONTROLS) + 3 + 3)
+    few = experiment("06_ccd", parameters("06_ccd", "lite"))
+    rival, beside = few.arms["HSAKD"], few.arms["CCD, beside rivals"]
+    assert [run.seed for run in rival] == [run.seed for run in beside] == list(range(10)) != [r.seed for r in few.arms["CCD"]]
+    assert {(run.n_train, run.epochs) for run in (*rival, *beside)} == {(60, 120)}
+    against = {claim.estimand.arms for claim in few.claims if "SSKD" in claim.statement}
+    assert against == {("CCD, beside rivals", "SSKD"), ("CCD, beside rivals", "SSKD, matched")}
+    assert not [claim for claim in few.claims if "probabilities" in claim.statement], "only of the weights that are trained"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rivals": ["SKD"]}, "unknown rival in `rivals` 'SKD'. Did you mean 'SSKD'"),
+        ({"weights": ["shufled"]}, "unknown control in `weights` 'shufled'. Did you mean 'shuffled'"),
+        ({"rival_seeds": 3}, "rival_seeds = 3: allowed are 0 for all seeds, or 2 to 2"),
+        ({"rival_seeds": 1}, "rival_seeds = 1: allowed are 0"),
+    ],
+)
+def test_rivals_and_weights_that_are_none(change, says):
+    with pytest.raises(CcdError, match=says):
+        experiment("06_ccd", parameters("06_ccd", **change))
+
+
+def test_the_arms_of_00_at_equal_compute():
+    planned = experiment("00_quickstart", parameters("00_quickstart", "lite"))
+    compute = {}
+    for arm, fact in planned.facts.items():
+        config = planned.arms[arm][0]
+        assert fact["inputs"] == config.epochs * config.views_per_image
+        compute.setdefault(fact["inputs"], set()).add(arm)
+    assert compute[480] == {"KD, 480 epochs", "KD + JDA", "KD + crop and flip"}
+    assert compute[240] == {"KD", "KD + JDA, 120 epochs", "KD + crop and flip, 120 epochs"}
+    equal = [claim.estimand.arms for claim in planned.claims if "equal compute" in claim.statement]
+    assert equal == [
+        ("KD + JDA, 60 epochs", "KD, 120 epochs"),
+        ("KD + JDA, 120 epochs", "KD"),
+        ("KD + JDA", "KD, 480 epochs"),
+    ]
+    assert not experiment("00_quickstart", parameters("00_quickstart", "class")).facts, "without lengths, nothing of this"
+    with pytest.raises(CcdError, match="lengths holds 0; allowed are whole numbers from 1"):
+        experiment("00_quickstart", parameters("00_quickstart", lengths=[0]))
+
+
+def test_costly_arms_may_have_only_the_first_seeds(once):
+    every = [RunConfig(**SMALL_RUN, seed=seed) for seed in range(4)]
+    planned = Experiment({"a": every, "b": every[:3]}, (more("(x)", "b beats a", "b", "a", least=3),), {"b": {"baseline": "a"}})
+    results = {arm: once(*configs) for arm, configs in planned.arms.items()}
+    accuracies = {arm: [run.accuracy for run in runs] for arm, runs in results.items()}
+    assert planned.claims[0].judge(accuracies)["n"] == 3
+    assert len(planned.rows(results)) == 3
+    for wrong in (every[1:3], every[::-1]):
+        with pytest.raises(CcdError, match="every arm needs the same seeds, or the first of them"):
+            Experiment({"a": every, "b": wrong}, ())
+    with pytest.raises(CcdError, match="seeds = 1"):
+        Experiment({"a": every, "b": every[:1]}, ())
 
 
 def test_runs_are_listed_after_all_that_they_learn_from():
@@ -223,7 +291,8 @@ def test_runs_are_listed_after_all_that_they_learn_from():
 
 
 def test_the_arms_of_04():
-    asked = parameters("04_few_shot", "lite")
+    amounts = {"fractions": [0.25, 0.5, 0.75, 1.0], "per_class": [5, 10, 20]}
+    asked = parameters("04_few_shot", "lite", **DIGITS, n_train=200, student_epochs=100, **amounts)
     planned = experiment("04_few_shot", asked)
     assert few_shot.few_shot_amounts(asked) == [50, 100, 150, 200]
     steps = {(f["images"], f["schedule"]): f["steps"] for f in planned.facts.values()}
@@ -237,10 +306,11 @@ def test_the_arms_of_04():
 def test_a_run_that_two_notebooks_share_exists_once():
     lite = {stem: folders(experiment(stem, parameters(stem, "lite"))) for stem in NOTEBOOKS}
     first = experiment("00_quickstart", parameters("00_quickstart", "lite")).arms
-    shared = {folder_of(c).path.name for arm in ("teacher", "KD", "KD + JDA") for c in first[arm]}
+    arms = ("KD", "KD, 120 epochs", "KD + JDA, 120 epochs", "KD + crop and flip, 120 epochs")
+    shared = {folder_of(c).path.name for arm in arms for c in first[arm]}
     assert shared == lite["00_quickstart"] & lite["01_joint_augmentation"]
-    assert shared <= lite["04_few_shot"]
-    assert {folder_of(c).path.name for c in first["teacher"]} <= lite["03_proportion"]
+    assert lite["05_compatibility"] & lite["06_ccd"], "SSKD, HSAKD and their teachers' heads"
+    assert len(lite["04_few_shot"] & lite["01_joint_augmentation"]) == 2 * 10
     paper = {stem: experiment(stem, parameters(stem, "paper")).arms for stem in NOTEBOOKS}
     assert paper["04_few_shot"]["KD + JDA, 50000 images, equal epochs"] == paper["00_quickstart"]["KD + JDA"]
     assert paper["03_proportion"]["r 1, equal epochs"] == [c.but(p=0.3) for c in paper["00_quickstart"]["KD + JDA"]]
@@ -273,19 +343,19 @@ def test_sizes_are_known_before_the_images():
         ("02_augmented_teacher", {"margin": 0.0}, "needs a margin above 0"),
         ("03_proportion", {"n_train": -5}, "n_train = -5: allowed are 20 training images"),
         ("04_few_shot", {"n_train": 1001}, "n_train = 1001: allowed are 20 training images .* to 1000"),
-        ("03_proportion", {"sweep_p": [0, 0.3, 0.3]}, "remove the duplicates"),
+        ("03_proportion", {"sweep_p": [0, 0.3, 0.3]}, "each once"),
         ("03_proportion", {"sweep_p": [0, 0.3, 1.3]}, "sweep_p holds 1.3; allowed are numbers from 0 to 1"),
         ("03_proportion", {"sweep_p": [-0.1, 0.3]}, "sweep_p holds -0.1"),
-        ("03_proportion", {"sweep_p": [0.3]}, "at least two values"),
+        ("03_proportion", {"sweep_p": [0.3]}, "give at least 2 values"),
         ("03_proportion", {"sweep_r": [0, 1.5]}, "sweep_r holds 1.5; allowed are whole numbers"),
         ("03_proportion", {"sweep_r": [0, -1]}, "sweep_r holds -1"),
         ("03_proportion", {"sweep_q": [0, "half"]}, "sweep_q holds 'half'"),
-        ("03_proportion", {"sweep_q": [0, 1, 1.0]}, "remove the duplicates"),
+        ("03_proportion", {"sweep_q": [0, 1, 1.0]}, "each once"),
         ("04_few_shot", {"fractions": [0.01, 1.0]}, "leave some of the 20 classes empty; allowed are fractions from 0.1"),
         ("04_few_shot", {"fractions": [0.5, 1.5]}, "fractions holds 1.5"),
-        ("04_few_shot", {"fractions": [0.5, 0.5]}, "remove the duplicates"),
+        ("04_few_shot", {"fractions": [0.5, 0.5]}, "each once"),
         ("04_few_shot", {"per_class": [0, 5]}, "per_class holds 0; allowed are whole numbers from 1 to 10"),
-        ("04_few_shot", {"per_class": [5, 5]}, "remove the duplicates"),
+        ("04_few_shot", {"per_class": [5, 5]}, "each once"),
         ("04_few_shot", {"per_class": [5, 200]}, "per_class holds 200"),
     ],
 )
@@ -313,7 +383,9 @@ def test_arms_that_are_not_paired_and_claims_about_nothing():
 
 
 def tiny(**change):
-    return experiment("00_quickstart", parameters("00_quickstart", **SMALL | {"student_model": "resnet8"} | change))
+    return experiment(
+        "00_quickstart", parameters("00_quickstart", **SMALL | {"student_model": "resnet8", "lengths": []} | change)
+    )
 
 
 SEVERAL = pytest.param("2", marks=pytest.mark.drill)  # workers are processes of their own
@@ -430,18 +502,19 @@ def test_the_expectation_is_timed_with_the_threads_that_a_training_has(jobs, use
 
 
 def test_ccd_plan_prints_what_is_done_and_what_is_missing(outputs, monkeypatch):
-    given = [part for name, value in SMALL.items() for part in ("-p", name, str(value))]
-    said = CliRunner().invoke(cli.cli, ["plan", "00_quickstart", *given], catch_exceptions=False)
+    small = SMALL | {"seeds": 2, "precision": "auto", "portable": True, "evaluations": 2}
+    given = [part for name, value in small.items() for part in ("-p", name, str(value))]
+    said = CliRunner().invoke(cli.cli, ["plan", "00_quickstart", *given, "-p", "lengths", "[]"], catch_exceptions=False)
     assert said.exit_code == 0
     lines = said.output.splitlines()
-    assert lines[0] == "00_quickstart, profile smoke, 2 seeds"
-    assert lines[-2].split()[:5] == ["all", "10", "0", "0", "10"]
+    assert lines[0] == "00_quickstart, profile lite, 2 seeds"
+    assert lines[-2].split()[:6] == ["all", "10", "0", "0", "0", "10"]
     assert lines[2].endswith("expected (seeds 0 1)")
     assert lines[-1].startswith("about ")
     assert not outputs.exists()
     fit(tiny().arms["teacher"][0])
-    said = CliRunner().invoke(cli.cli, ["plan", "00_quickstart", *given], catch_exceptions=False).output
-    assert said.splitlines()[2].split()[:5] == ["teacher", "2", "1", "0", "1"]
+    said = CliRunner().invoke(cli.cli, ["plan", "00_quickstart", *given, "-p", "lengths", "[]"], catch_exceptions=False).output
+    assert said.splitlines()[2].split()[:6] == ["teacher", "2", "1", "0", "0", "1"]
     assert said.splitlines()[2].endswith("expected (seeds 1)")
     said = CliRunner().invoke(cli.cli, ["plan", "03_proportion", *given], catch_exceptions=False).output
     assert next(line for line in said.splitlines() if "p 0.3, equal epochs" in line).endswith("(as above)")

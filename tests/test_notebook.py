@@ -29,7 +29,7 @@ TINY = {"teacher": "train", "n_train": 20, "seeds": 2, "teacher_epochs": 1, "stu
 
 # A notebook as small as can be, with everything the door looks at.
 CELLS = {
-    "parameters": 'profile: str = "smoke"  # a name\nwords: str = "a"\nrate: float = 0.5\ncount: int = 2\nfail: bool = False',
+    "parameters": 'profile: str = "lite"  # a name\nwords: str = "a"\nrate: float = 0.5\ncount: int = 2\nfail: bool = False',
     "work": "from ccdlib import Analysis, RunConfig, fit\nfrom ccdlib.evidence import plots\n"
     "analysis = Analysis('99_small', profile, globals())\nprint(rate, count)",
     "maybe": "if fail:\n    raise RuntimeError('as asked')",
@@ -47,8 +47,8 @@ def small(tmp_path, monkeypatch):
     cells[0].metadata["tags"] = ["parameters"]
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    (tmp_path / "params" / "lite").mkdir(parents=True)
-    (tmp_path / "params" / "lite" / "99_small.yaml").write_text("rate: 1e-3\ncount: 7\n")
+    (tmp_path / "params" / "long").mkdir(parents=True)
+    (tmp_path / "params" / "long" / "99_small.yaml").write_text("rate: 1e-3\ncount: 7\n")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "99_small.ipynb")
     shutil.copy(NOTEBOOKS[0], folder / "00_real.ipynb")
@@ -90,13 +90,13 @@ def test_parameters_are_what_papermill_reads(path):
     assert {name: row["inferred_type_name"] for name, row in inspected.items()} == {n: kind for n, (kind, _) in ours.items()}
     assert {name: yaml.safe_load(row["default"]) for name, row in inspected.items()} == {n: v for n, (_, v) in ours.items()}
     assert all(row["help"] for row in inspected.values()), "every parameter has a help comment"
-    assert ours["profile"] == ("str", "smoke")
+    assert ours["profile"] == ("str", "lite")
 
 
 def test_every_notebook_has_its_profiles_and_every_profile_its_notebook():
     stems = {path.stem for path in NOTEBOOKS}
     found = {folder.name: {path.stem for path in folder.glob("*.yaml")} for folder in paths.PARAMS.iterdir()}
-    assert found.pop("lite") == found.pop("paper") == stems
+    assert found.pop("smoke") == found.pop("paper") == stems
     assert found.pop("paper_resnet56") == stems - {"07_imagenet"}
     assert found.pop("lite_cifar100") == {"06_ccd"}
     assert found.pop("class") == {"00_quickstart"}
@@ -161,17 +161,17 @@ def test_the_door_runs_a_notebook_and_reports(small, outputs, tmp_path, monkeypa
     monkeypatch.setattr("jupyter_client.connect.socket", None)
     # Of the profile the rate, of the file the count, of the command line the words: each goes before those in front of it.
     (tmp_path / "mine.yaml").write_text("count: 8\nwords: x\n")
-    given = ("run", "99_small", "--profile", "lite", "-f", str(tmp_path / "mine.yaml"), "-p", "words", "7")
+    given = ("run", "99_small", "--profile", "long", "-f", str(tmp_path / "mine.yaml"), "-p", "words", "7")
     result = ccd(*given)
     assert result.exit_code == 0, result.output
-    (executed,) = outputs.glob("lite-*/99_small.ipynb")
+    (executed,) = outputs.glob("long-*/99_small.ipynb")
     assert paths.shown(executed) in result.output
     book = nbformat.read(executed, as_version=4)
     assert "0.001 8" in json.dumps(book)
     assert "papermill" not in json.dumps(book.metadata)
     assert all(set(cell.metadata) <= {"tags"} for cell in book.cells)
     results = executed.with_suffix("") / "results.json"
-    expected = {"profile": "lite", "words": "7", "rate": 0.001, "count": 8, "fail": False}
+    expected = {"profile": "long", "words": "7", "rate": 0.001, "count": 8, "fail": False}
     assert json.loads(results.read_text())["parameters"] == expected
     assert not list(outputs.rglob("*.part*"))
     assert not [o for cell in book.cells for o in cell.get("outputs", []) if o.get("name") == "stderr"]
@@ -185,15 +185,15 @@ def test_the_door_runs_a_notebook_and_reports(small, outputs, tmp_path, monkeypa
 
 
 def test_own_parameters_never_overwrite_a_profiles_results(small):
-    values = profile_parameters(small, "smoke")
-    assert label(small, "smoke", values) == "smoke"
-    assert label(small, "lite", profile_parameters(small, "lite")) == "lite"
+    values = profile_parameters(small, "lite")
+    assert label(small, "lite", values) == "lite"
+    assert label(small, "long", profile_parameters(small, "long")) == "long"
     assert parameters.asked_for("99_small", given=[("rate", "1e-3")])[1] == values | {"rate": 0.001}
-    other = label(small, "smoke", values | {"count": 3})
-    assert other.startswith("smoke-")
-    assert other != label(small, "smoke", values | {"count": 4})
+    other = label(small, "lite", values | {"count": 3})
+    assert other.startswith("lite-")
+    assert other != label(small, "lite", values | {"count": 4})
     # Plain papermill changes the variables of the notebook, and Run sees it there.
-    assert Analysis("99_small", "smoke", values | {"count": 3}).profile == other
+    assert Analysis("99_small", "lite", values | {"count": 3}).profile == other
 
 
 def test_plain_papermill_works_too(small, outputs, tmp_path):
@@ -203,7 +203,7 @@ def test_plain_papermill_works_too(small, outputs, tmp_path):
     papermill.execute_notebook(
         str(small), str(tmp_path / "out.ipynb"), parameters={"count": 5}, progress_bar=False, start_timeout=300
     )
-    (results,) = outputs.glob("smoke-*/99_small/results.json")
+    (results,) = outputs.glob("lite-*/99_small/results.json")
     assert json.loads(results.read_text())["parameters"]["count"] == 5
 
 
@@ -211,9 +211,9 @@ def test_a_failing_notebook_keeps_its_executed_copy_and_exits_1(small, outputs, 
     code, message = refused(capsys, "run", "99_small", "-p", "fail", "true")
     assert code == 1
     assert "RuntimeError: as asked" in message
-    (failed,) = outputs.glob("smoke-*/99_small.failed.ipynb")
+    (failed,) = outputs.glob("lite-*/99_small.failed.ipynb")
     assert paths.shown(failed) in message
-    assert not list(outputs.glob("smoke-*/99_small.ipynb"))
+    assert not list(outputs.glob("lite-*/99_small.ipynb"))
     assert not list(outputs.rglob("*.part*"))
 
 
@@ -230,7 +230,7 @@ def test_a_kernel_that_dies_leaves_the_executed_copy(small, outputs, capsys):
     code, message = refused(capsys, "run", "99_small", "-p", "fail", "true")
     assert code == 1
     assert "Kernel died" in message
-    (failed,) = outputs.glob("smoke-*/99_small.failed.ipynb")
+    (failed,) = outputs.glob("lite-*/99_small.failed.ipynb")
     assert "0.5 2" in failed.read_text()
     assert not list(outputs.rglob("*.part*"))
 
@@ -241,14 +241,14 @@ def test_a_kernel_that_dies_leaves_the_executed_copy(small, outputs, capsys):
         (["run", "99_smal"], "unknown notebook '99_smal'. Did you mean '99_small'"),
         (
             ["run", "99_small", "--profile", "lit"],
-            "unknown profile of 99_small 'lit'. Did you mean 'lite'? Allowed: smoke, lite",
+            "unknown profile of 99_small 'lit'. Did you mean 'lite'? Allowed: lite, long",
         ),
         (["run", "99_small", "-p", "cuont", "3"], "unknown parameter in -p 'cuont'. Did you mean 'count'"),
         (["run", "99_small", "-p", "count", "many"], "parameter count = 'many' in -p: it must be of type int, not str"),
         (["run", "99_small", "-p", "count", "2.5"], "it must be of type int, not float"),
         (["run", "99_small", "-p", "count", "true"], "it must be of type int, not bool"),
         (["run", "99_small", "-p", "rate", "fast"], "it must be of type float, not str"),
-        (["run", "99_small", "-p", "profile", "lite"], "choose the profile by --profile"),
+        (["run", "99_small", "-p", "profile", "long"], "choose the profile by --profile"),
         (["run", "00_real", "-p", "data", "npz:nothing.npz"], "there is no nothing.npz"),
         (["run", "00_real", "-p", "data", "mnist"], "unknown dataset 'mnist'"),
         (["run", "99_small", "-p", "count", "[1"], "cannot be read as YAML"),
@@ -348,7 +348,7 @@ def test_run_keeps_checks_claims_and_tables(small, outputs, capsys):
     analysis.save()
     with pytest.raises(AssertionError, match="check failed: two is three"):
         analysis.check("two is three", False)
-    saved = json.loads((outputs / "smoke" / "99_small" / "results.json").read_text())
+    saved = json.loads((outputs / "lite" / "99_small" / "results.json").read_text())
     differences = [b.accuracy - a.accuracy for a, b in zip(results["a"], results["b"], strict=True)]
     assert saved["claims"][0]["estimate"] == pytest.approx(sum(differences) / 2)
     assert saved["claims"][0]["per_seed"] == [pytest.approx(differences)]

@@ -9,11 +9,11 @@ from ccdlib.views.policies import policy_named
 
 # Parts of KD + JDA, as settings of the method kd_twins.
 PARTS = {
-    "no labels on twins": {"hard": False},
-    "only twins the teacher gets right": {"twins": "right"},
-    "as many others as it gets right": {"twins": "as many as right"},
-    "only twins the teacher gets wrong": {"twins": "wrong"},
-    "as many others as it gets wrong": {"twins": "as many as wrong"},
+    "twins without labels": {"hard": False},
+    "right twins only": {"twins": "right"},
+    "as many others as right": {"twins": "as many as right"},
+    "wrong twins only": {"twins": "wrong"},
+    "as many others as wrong": {"twins": "as many as wrong"},
     "answers of other twins": {"answers": "shuffled"},
 }
 
@@ -57,18 +57,18 @@ def _view_claims(p):
 
 def _part_claims(p):
     """The riddle of claim (a): a teacher that is wrong about many twins, and a student that gains from them."""
-    right, wrong = "only twins the teacher gets right", "only twins the teacher gets wrong"
+    right, wrong = "right twins only", "wrong twins only"
     compared = {
-        "without labels on twins KD still gains from JDA": ("no labels on twins", "KD"),
-        "labels on twins help": ("KD + JDA", "no labels on twins"),
+        "without labels on twins KD still gains from JDA": ("twins without labels", "KD"),
+        "labels on twins help": ("KD + JDA", "twins without labels"),
         "the teacher's own answers to twins are better than those to other twins": (
             "KD + JDA",
             "answers of other twins",
         ),
         "KD gains from the twins that the teacher gets right": (right, "KD"),
         "KD gains from the twins that the teacher gets wrong": (wrong, "KD"),
-        "twins that the teacher gets right help more than as many others": (right, "as many others as it gets right"),
-        "twins that the teacher gets wrong help less than as many others": ("as many others as it gets wrong", wrong),
+        "twins that the teacher gets right help more than as many others": (right, "as many others as right"),
+        "twins that the teacher gets wrong help less than as many others": ("as many others as wrong", wrong),
         "twins that the teacher gets wrong help on top of the others": ("KD + JDA", right),
     }
     return [more("(a)", statement, *pair, **needs_of(p)) for statement, pair in compared.items()]

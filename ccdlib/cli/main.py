@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.util import find_spec
 from shutil import which
@@ -14,14 +13,14 @@ import click
 from ccdlib.base import extensions, paths
 from ccdlib.base.reading import text_of, value_of
 from ccdlib.base.registry import GOES_ON, CcdError
+from ccdlib.cli.evidence import check, power, record
+from ccdlib.cli.options import NOTEBOOK, PROFILE, TIMED, asks_for_parameters, from_option
 from ccdlib.data import DATASETS, load_data
 from ccdlib.evidence.published import REPORTED
 from ccdlib.kit import batch as planner
 from ccdlib.kit import clean as cleaning
-from ccdlib.kit import door, engine, jobs, outlook, planning, recheck, recorded
-from ccdlib.kit import power as powers
+from ccdlib.kit import door, engine, jobs, outlook, planning
 from ccdlib.kit import verdicts as page
-from ccdlib.kit.parameters import DEFAULT
 from ccdlib.methods import METHODS, settings_of
 from ccdlib.models import MODELS
 from ccdlib.training import Diverged, RunConfig, check_surroundings, fit_cohort, group
@@ -46,54 +45,6 @@ def cli(debug, modules):
     extensions.check()
     if modules:
         extensions.load(modules)
-
-
-def _names_in(folder, pattern):
-    """A function for tab completion: the names of files in a folder of this checkout."""
-
-    def complete(context, parameter, incomplete):
-
-        found = {path.stem for path in getattr(paths, folder).glob(pattern)} | ({DEFAULT} if folder == "PARAMS" else set())
-        return sorted(name for name in found if name.startswith(incomplete))
-
-    return complete
-
-
-NOTEBOOK = {"shell_complete": _names_in("NOTEBOOKS", "*.ipynb")}
-
-
-PROFILE = {
-    "default": DEFAULT,
-    "show_default": True,
-    "help": "lite, whose values stand in the notebooks, or the name of a folder in params/, such as paper.",
-    "shell_complete": _names_in("PARAMS", "*"),
-}
-
-
-TIMED = "Estimate the times from a few training steps of each kind, which takes a minute."
-
-
-def asks_for_parameters(command: Callable) -> Callable:
-    """The argument and options that name a notebook and its parameters."""
-    for option in (
-        click.option("-p", "given", multiple=True, nargs=2, metavar="NAME VALUE", help="Set one parameter."),
-        click.option("-f", "files", multiple=True, type=click.Path(), metavar="FILE.yaml", help="Set parameters from a file."),
-        click.option("--profile", **PROFILE),
-        click.argument("notebook", **NOTEBOOK),
-    ):
-        command = option(command)
-    return command
-
-
-def from_option(command: Callable) -> Callable:
-    """The option that says where results come from."""
-
-    def keep(context, parameter, value):
-        if value:
-            os.environ[recorded.FROM] = value  # read here and by kernels
-
-    what = "Where results come from: records trains nothing, scratch looks at no records, any trains what neither has.  [any]"
-    return click.option("--from", type=click.Choice(recorded.SOURCES), callback=keep, expose_value=False, help=what)(command)
 
 
 @cli.command(
@@ -359,64 +310,16 @@ def refresh(notebooks):
         click.echo(paths.shown(door.refresh(name)))
 
 
-@cli.command(
-    short_help="Add finished runs to the records of a profile.",
-    epilog="Example: ccd record --profile lite   (all notebooks)   or: ccd record 03_proportion --profile lite",
-)
-@click.option("--profile", **PROFILE)
-@click.argument("notebooks", nargs=-1, **NOTEBOOK)
-def record(notebooks, profile):
-    """Add the finished runs of NOTEBOOKS (all, if none is named) to outputs/PROFILE/NOTEBOOK/records.jsonl.
-
-    Records hold configuration, curves, accuracies and provenance, without weights. With them a notebook is executed in seconds,
-    on any machine. Days and machines add to one file; runs of another precision or protocol are refused.
-    """
-    for stem in notebooks or planner.stems_of(profile):
-        click.echo(recorded.write(stem, profile))
-
-
-@cli.command(
-    short_help="Train a sample of recorded runs again, and compare.",
-    epilog="Example: ccd check lite --runs 5   or: ccd check class 00_quickstart",
-)
-@click.option("--runs", type=click.IntRange(1, 1000), default=3, show_default=True, help="How many runs.")
-@click.option("--sample", type=click.IntRange(0), default=0, show_default=True, help="The seed that chooses them.")
-@click.argument("profile", shell_complete=_names_in("PARAMS", "*"))
-@click.argument("notebooks", nargs=-1, **NOTEBOOK)
-def check(profile, notebooks, runs, sample):
-    """Train RUNS recorded runs of PROFILE again, chosen at random, in a store of their own that is deleted.
-
-    Each has to fall within the spread of its arm (the 99 % interval of one more run), or, where the records are portable, to
-    have the same bits. Exit status: 0 when all do, 1 when one does not.
-    """
-    chosen = recheck.sample(profile, notebooks or planner.stems_of(profile), runs, sample)
-    found = []
-    for one in chosen:
-        found.append(recheck.again(one, profile))
-        click.echo(found[-1].said)
-    if not all(one.passed for one in found):
-        sys.exit(1)
-
-
-@cli.command(
-    short_help="How many seeds a verdict needs, from recorded runs.",
-    epilog="Example: ccd power 06_ccd --profile lite --difference 0.5",
-)
-@click.option("--profile", **PROFILE)
-@click.option("--difference", type=float, required=True, help="The effect to detect, or to show to be absent, in points.")
-@click.argument("notebook", **NOTEBOOK)
-def power(notebook, profile, difference):
-    """Print for each claim of NOTEBOOK how far its seeds spread, and how many it takes to decide it in four of five cases."""
-    click.echo(powers.power(notebook, profile, difference))
-
-
 @cli.command(short_help="Collect all published verdicts into docs/verdicts.md.", epilog="Example: ccd verdicts")
 def verdicts():
     """Collect the claims of the results.json of every profile in params/ into the table of docs/verdicts.md."""
     click.echo(paths.shown(page.write()))
 
 
-TRAINING = {"run", "batch", "fit", "refresh", "job"}  # commands that keep what they have trained
+for command in (record, check, power):
+    cli.add_command(command)
+
+TRAINING = {"run", "batch", "fit", "refresh", "job", "check"}  # commands that keep what they have trained
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -66,9 +66,7 @@ def view_pairs(
         axes[1, k].set_title("\n".join(fired[k]) or "nothing", fontsize="small")
     axes[0, 0].set_ylabel("image")
     axes[1, 0].set_ylabel("augmented twin")
-    _caption(
-        figure, "above a twin: the operations that fired; below: the teacher's most probable class, right (✓) or wrong (✗)"
-    )
+    caption(figure, "above a twin: the operations that fired; below: the teacher's most probable class, right (✓) or wrong (✗)")
     return figure
 
 
@@ -107,7 +105,7 @@ def softened(
             _rows(ax, [class_names[k] for k in classes[:most]])
             ax.grid(visible=False)
             ax.set(xlim=(0, 118), xticks=[0, 50, 100], title=f"T = {temperature:g}")
-    _caption(figure, f"the teacher's {most} most probable classes, in percent; hatched: the right one, {class_names[label]}")
+    caption(figure, f"the teacher's {most} most probable classes, in percent; hatched: the right one, {class_names[label]}")
     return figure
 
 
@@ -199,43 +197,66 @@ def accuracies(results: Results) -> Figure:
         values = [runs[k].accuracy if k < len(runs) else float("nan") for runs in results.values()]
         ax.plot(values, range(len(results)), "o-", color="0.55", linewidth=1, markersize=4, alpha=0.8)
     for k, runs in enumerate(results.values()):
-        mean, low, high = _ends([run.accuracy for run in runs])
+        mean, low, high = ends([run.accuracy for run in runs])
         colour, marker = sns.color_palette(PALETTE, len(results))[k], MARKERS[k % len(MARKERS)]
         ax.plot([low, high], [k] * 2, color=colour, linewidth=4, alpha=0.6, solid_capstyle="butt")
         ax.plot(mean, k, marker, color=colour, markersize=10, markeredgecolor="white")
         above = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontweight": "bold"}
         ax.annotate(f"{mean:.1f}", (mean, k), **above)
     _rows(ax, [_named(arm, runs) for arm, runs in results.items()])
-    ax.set_xlabel(f"test accuracy after the last epoch (%)\n{_what(seeds)}; a thin line: one of {seeds} seeds")
+    ax.set_xlabel(f"test accuracy after the last epoch (%)\n{what(seeds)}; a thin line: one of {seeds} seeds")
     return figure
 
 
-def gains(results: Results, panels: Mapping[str, Mapping[str, tuple[str, str]]]) -> Figure:
-    """Draw paired gains with intervals in panels {title: {label: (arm, its baseline)}}.
+def gains(
+    results: Results,
+    panels: Mapping[str, Mapping[str, tuple[str, str]]],
+    margin: float | None = None,
+    limit: float | None = None,
+) -> Figure:
+    """Draw paired gains with intervals in panels {title: {label: (arm, its baseline)}}, and a dot for the gain of each seed.
 
     The thick line is the 95 % t interval of one gain. The thin one is wider, so that in 95 % of experiments all intervals of a
-    panel cover (Bonferroni), because of many comparisons some look clear by chance.
+    panel cover (Bonferroni), because of many comparisons some look clear by chance. margin: the gains within it, which count as
+    practically zero, are shaded. limit: axes end there, and a mean beyond is written at the edge.
     """
     style()
     rows = max(map(len, panels.values()))
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.6 * len(panels) + 1, 0.34 * rows + 1.6), layout="constrained", squeeze=False
+        1, len(panels), figsize=(4.6 * len(panels) + 1, 0.36 * rows + 1.7), layout="constrained", squeeze=False
     )
     for ax, (title, compared) in zip(axes[0], panels.items(), strict=True):
         for k, (arm, baseline) in enumerate(compared.values()):
             values = [a.accuracy - b.accuracy for a, b in zip(results[arm], results[baseline], strict=False)]
-            ax.plot(sum(values) / len(values), k, "o", color="C0", markersize=6)
-            if len(values) >= MIN_SEEDS:
-                for level, width in ((0.95, 3), (1 - 0.05 / len(compared), 1)):
-                    found = interval(values, level)
-                    ax.plot([found.low, found.high], [k] * 2, color="C0", linewidth=width)
+            _gain(ax, k, values, 1 - 0.05 / len(compared), limit)
+        if margin:
+            ax.axvspan(-margin, margin, color="0.88", zorder=0)
         ax.axvline(0, color="0.3", linewidth=1)
+        if limit:
+            ax.set_xlim(-limit, limit)
         _rows(ax, [_named(label, *(results[arm] for arm in pair)) for label, pair in compared.items()])
         ax.set_title(title)
-    _caption(
-        figure, f"gain in test accuracy (points); {len(values)} seeds: {_what(len(values))}, thin: all of a panel together"
+    text = (
+        f"gain in test accuracy (points); {len(values)} seeds, a dot each: {what(len(values))}, thin: all of a panel together"
     )
+    caption(figure, text + f"; grey: practically zero, within ± {margin:g}" * bool(margin))
     return figure
+
+
+def _gain(ax, row, values, wider, limit):
+    """A row of gains(): dots, mean and intervals, or a note at the edge for a mean beyond the limit."""
+    mean = sum(values) / len(values)
+    ax.plot(values, [row + 0.22] * len(values), ".", color="0.55", markersize=4)
+    if len(values) >= MIN_SEEDS:
+        for level, width in ((0.95, 3), (wider, 1)):
+            found = interval(values, level)
+            ax.plot([found.low, found.high], [row] * 2, color="C0", linewidth=width)
+    if limit and abs(mean) > limit:
+        side = 1 if mean > 0 else -1
+        where = {"ha": "right" if mean > 0 else "left", "va": "bottom", "fontsize": "small", "color": "C0"}
+        ax.text(side * limit, row, f" {'▶' if mean > 0 else '◀'} {mean:+.1f} ", **where)
+    else:
+        ax.plot(mean, row, "o", color="C0", markersize=6)
 
 
 def measured(rows: Sequence[Mapping[str, Any]], by: str, columns: Mapping[str, str]) -> Figure:
@@ -256,12 +277,12 @@ def measured(rows: Sequence[Mapping[str, Any]], by: str, columns: Mapping[str, s
     for ax, (key, label) in zip(axes[0], columns.items(), strict=True):
         for k, name in enumerate(names):
             values = [row[key] for row in rows if row[by] == name]
-            mean, low, high = _ends(values)
+            mean, low, high = ends(values)
             ax.plot([low, high], [k, k], color="C0", linewidth=2.5)
             ax.plot(mean, k, "o", color="C0", markersize=6)
         ax.set_xlabel(label)
         _rows(ax, names)
-    _caption(figure, f"{_what(len(values))}; one teacher a seed")
+    caption(figure, f"{what(len(values))}; one teacher a seed")
     return figure
 
 
@@ -291,7 +312,7 @@ def lines(
     frame = pd.DataFrame(rows)
     how = {"kind": "line", "markers": True, "dashes": False, "markersize": 8, "err_style": "bars", "err_kws": {"capsize": 3}}
     grid = sns.relplot(
-        frame, x=x, y=y, hue=hue, style=hue, col=col, height=3.9, errorbar=lambda values: _ends(list(values))[1:], **how
+        frame, x=x, y=y, hue=hue, style=hue, col=col, height=3.9, errorbar=lambda values: ends(list(values))[1:], **how
     )
     grid.set_titles("{col_name}").set_axis_labels(labels.get(x, x), labels.get(y, y))
     for ax in grid.axes.flat:
@@ -304,12 +325,12 @@ def lines(
         grid.legend.set_title(labels.get(hue, hue))
     seeds = frame["seed"].nunique()
     fallen = dict.fromkeys(f"{row['arm']}, seed {row['seed']}" for row in rows if row.get("collapsed"))
-    said = f"{_what(seeds)}; {seeds} seeds" + f"\ncollapsed: {'; '.join(fallen)}" * bool(fallen)
+    said = f"{what(seeds)}; {seeds} seeds" + f"\ncollapsed: {'; '.join(fallen)}" * bool(fallen)
     grid.figure.text(0.5, -0.03, said, ha="center", va="top", fontsize="small")
     return grid.figure
 
 
-def _ends(values):
+def ends(values: Sequence[float]) -> tuple[float, float, float]:
     """(mean, low, high) of the 95 % interval; (mean, mean, mean) for fewer than MIN_SEEDS values."""
     found = interval(values)
     return found[:3] if found.n >= MIN_SEEDS else (found.estimate,) * 3
@@ -327,9 +348,11 @@ def _rows(ax, names):
     ax.set_ylim(len(names) - 0.5, -0.5)
 
 
-def _what(seeds):
+def what(seeds: int) -> str:
+    """What is drawn of so many seeds, in words."""
     return "mean and 95 % interval" if seeds >= MIN_SEEDS else f"mean (an interval needs {MIN_SEEDS} seeds)"
 
 
-def _caption(figure, text):
+def caption(figure: Figure, text: str) -> None:
+    """Write what there is to know about a figure below it."""
     figure.supxlabel(text, fontsize="small")

@@ -19,8 +19,8 @@ from ccdlib.base.registry import CcdError, unknown
 from ccdlib.evidence import stats
 from ccdlib.evidence.published import SOURCE, published
 from ccdlib.evidence.records import FILE, Records
-from ccdlib.kit import recorded
-from ccdlib.kit.parameters import CHECKED, DEFAULT, arithmetic_of, checksum, find, label, profile_parameters
+from ccdlib.kit import answers, recorded
+from ccdlib.kit.parameters import CHECKED, DEFAULT, arithmetic_of, checksum, find, label, profile_parameters, title_of
 from ccdlib.training import Result, RunConfig
 from ccdlib.training.identity import provenance, source_hash
 
@@ -151,28 +151,40 @@ class Analysis:
         for claim, verdict in zip(self.claims, stats.corrected(self.claims), strict=True):
             claim["corrected"] = verdict
             claim["collapsed"] = {arm: [first[k].config.seed for k in places] for arm, places in claim["collapsed"].items()}
-            print(said_of(claim))
+            print(answers.said_of(claim))
 
     def answer(self) -> "Markdown":
-        """What was found, claim by claim, in whole sentences with their numbers: Markdown for a notebook to show."""
+        """The question, what was found, claim by claim with numbers, and what would change our mind, as Markdown."""
         from IPython.display import Markdown
 
         if not self.claims:
             raise CcdError("nothing is judged yet: call analysis.judge(results) first")
-        p = self.parameters
+        p, seeds = self.parameters, max(claim["n"] for claim in self.claims)
         images = f"{p['n_train']} training images" if p["n_train"] else "all training images"
-        where = f"On *{p['data']}*, with {images} for a {p['student_model']} and a {p['teacher_model']} as its teacher:"
-        return Markdown("\n".join([where, "", *(f"- {answered(claim)}" for claim in self.claims)]))
+        networks = f"a {p['teacher_model']} that teaches a {p['student_model']}"
+        how = f"up to {seeds} seeds (profile {self.profile}, {self.arithmetic.said})"
+        where = f"On *{p['data']}*, with {images}, {networks}, and {how}"
+        return Markdown(answers.answer(title_of(find(self.stem)), where, self.claims))
 
     def figure(self, name: str, figure: "Figure") -> "Figure":
         """Keep a figure as PNG and SVG beside results.json, and return it. Errors: CcdError for a name that is none."""
         check_name(name, "figure")
+        figure.text(0.0, -0.02, self.source, ha="left", va="top", fontsize=6, color="0.5", transform=figure.transFigure)
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=metadata)
             write_whole(self.folder / f"{name}.{kind}", buffer.getvalue())
         self.figures.append(f"{name}.png")
         return figure
+
+    @property
+    def source(self) -> str:
+        """Where the numbers of this notebook come from, on a line: the code, the records, and the command."""
+        records = self._experiment.records if self._experiment else None
+        command = f"ccd run {self.stem} --profile {self.asked}" + ", with other parameters" * (self.profile != self.asked)
+        if not records:
+            return f"trained here; {command}"
+        return f"trained at {', '.join(records.commits)}; records {records.digest}; {command}"
 
     def save(self) -> None:
         """Write results.json, last: a notebook is finished when it is there."""
@@ -188,6 +200,7 @@ class Analysis:
             "profile": self.profile,
             "parameters": self.parameters,
             "arithmetic": self.arithmetic.said,
+            "source": self.source,
             "table": self.rows,
             "claims": self.claims,
             "measured": self.measured,
@@ -210,35 +223,6 @@ class Analysis:
             Records(self.folder / FILE).add(folder for _, folder in self._experiment.runs.values())
         except CcdError as error:  # such as runs of another precision: their results are kept all the same
             print(f"Not recorded: {error}")
-
-
-def said_of(claim: dict) -> str:
-    """A judged claim on a line: its verdict, also where all claims of the notebook are counted, and what collapsed."""
-    said = f"{claim['verdict']}: {claim['finding']} {claim['claim']}: {stats.brief(claim)} {claim['unit']}"
-    if claim["corrected"] != claim["verdict"]:
-        said += f" (corrected for the number of claims: {claim['corrected']})"
-    for arm, seeds in claim["collapsed"].items():
-        said += f"; {arm}: {stats.said_of_collapse(seeds)}"
-    return said
-
-
-def answered(claim: dict) -> str:
-    """A judged claim as whole sentences."""
-    verdict, statement = claim["verdict"], claim["claim"]
-    said = {
-        "holds": f"**It holds** that {statement}.",
-        "does not hold": f"**It does not hold** that {statement}.",
-        "inconclusive": f"**It stays open** whether {statement}.",
-    }.get(verdict)
-    if verdict.startswith("untested"):
-        said = f"**It was not tested** whether {statement}: that takes {claim['least_seeds']} seeds."
-    elif said is None:
-        said = f"**There is practically no effect** (within ± {claim['margin']:g} points) where it is claimed that {statement}."
-    effect = f"{claim['estimate']:+.1f} {claim['unit']}, with an interval from {claim['low']:+.1f} to {claim['high']:+.1f}"
-    said += f" The mean over {claim['n']} seeds was {effect} ({100 * claim['level']:g} %)."
-    for arm, seeds in claim["collapsed"].items():
-        said += f" Of {arm}, {stats.said_of_collapse(seeds)}."
-    return said
 
 
 def _common(*arms):

@@ -20,7 +20,7 @@ from ccdlib.base.files import write_whole
 from ccdlib.base.registry import CcdError
 from ccdlib.evidence import stats
 from ccdlib.kit import finished, recorded
-from ccdlib.kit.analysis import said_of
+from ccdlib.kit.answers import said_of
 from ccdlib.kit.parameters import (
     CHECKED,
     DEFAULT,

@@ -37,6 +37,12 @@ SMOKE = "smoke"  # the profile for tests, whose results are never published
 TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list}
 
 
+def title_of(path: Path) -> str:
+    """The title of a notebook: its first heading, or its name where it has none."""
+    cells = (cell["source"] for cell in cells_of(path, paths.shown(path)) if cell["cell_type"] == "markdown")
+    return next((text.splitlines()[0].removeprefix("# ").strip() for text in cells if text.startswith("# ")), path.stem)
+
+
 def find(name: str) -> Path:
     """The path of a notebook given by path or by stem; CcdError when there is none."""
     stems = sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))

@@ -1,0 +1,61 @@
+"""Commands about records: what stays of runs without their weights."""
+
+import sys
+
+import click
+
+from ccdlib.cli.options import NOTEBOOK, PROFILE, names_in
+from ccdlib.kit import batch as planner
+from ccdlib.kit import power as powers
+from ccdlib.kit import recheck, recorded
+
+
+@click.command(
+    short_help="Add finished runs to the records of a profile.",
+    epilog="Example: ccd record --profile lite   (all notebooks)   or: ccd record 03_proportion --profile lite",
+)
+@click.option("--profile", **PROFILE)
+@click.argument("notebooks", nargs=-1, **NOTEBOOK)
+def record(notebooks, profile):
+    """Add the finished runs of NOTEBOOKS (all, if none is named) to outputs/PROFILE/NOTEBOOK/records.jsonl.
+
+    Records hold configuration, curves, accuracies and provenance, without weights. With them a notebook is executed in seconds,
+    on any machine. Days and machines add to one file; runs of another precision or protocol are refused.
+    """
+    for stem in notebooks or planner.stems_of(profile):
+        click.echo(recorded.write(stem, profile))
+
+
+@click.command(
+    short_help="Train a sample of recorded runs again, and compare.",
+    epilog="Example: ccd check lite --runs 5   or: ccd check class 00_quickstart",
+)
+@click.option("--runs", type=click.IntRange(1, 1000), default=3, show_default=True, help="How many runs.")
+@click.option("--sample", type=click.IntRange(0), default=0, show_default=True, help="The seed that chooses them.")
+@click.argument("profile", shell_complete=names_in("PARAMS", "*"))
+@click.argument("notebooks", nargs=-1, **NOTEBOOK)
+def check(profile, notebooks, runs, sample):
+    """Train RUNS recorded runs of PROFILE again, chosen at random, in a store of their own that is deleted.
+
+    Each has to fall within the spread of its arm (the 99 % interval of one more run), or, where the records are portable, to
+    have the same bits. Exit status: 0 when all do, 1 when one does not.
+    """
+    chosen = recheck.sample(profile, notebooks or planner.stems_of(profile), runs, sample)
+    found = []
+    for one in chosen:
+        found.append(recheck.again(one, profile))
+        click.echo(found[-1].said)
+    if not all(one.passed for one in found):
+        sys.exit(1)
+
+
+@click.command(
+    short_help="How many seeds a verdict needs, from recorded runs.",
+    epilog="Example: ccd power 06_ccd --profile lite --difference 0.5",
+)
+@click.option("--profile", **PROFILE)
+@click.option("--difference", type=float, required=True, help="The effect to detect, or to show to be absent, in points.")
+@click.argument("notebook", **NOTEBOOK)
+def power(notebook, profile, difference):
+    """Print for each claim of NOTEBOOK how far its seeds spread, and how many it takes to decide it in four of five cases."""
+    click.echo(powers.power(notebook, profile, difference))

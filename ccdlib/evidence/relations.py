@@ -1,0 +1,103 @@
+"""Figures of one quantity against another: accuracy against compute or cost, and a gain against what might explain it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from ccdlib.evidence.plots import LINES, MARKERS, PALETTE, caption, ends, style, what
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def against_compute(rows: Rows, unit: str = "network inputs of the student for each image") -> Figure:
+    """Draw accuracy against compute, a line for each method, with 95 % intervals and the epochs of each point.
+
+    rows: a dict for each arm and seed with "method", "epochs", "inputs" (the compute, in `unit`s), "seed" and "accuracy".
+    """
+    style()
+    figure, ax = plt.subplots(figsize=(8.4, 5), layout="constrained")
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for k, method in enumerate(methods):
+        points = {}  # (inputs, epochs) -> accuracies
+        for row in rows:
+            if row["method"] == method:
+                points.setdefault((row["inputs"], row["epochs"]), []).append(row["accuracy"])
+        places = sorted(points)
+        spans = [ends(points[place]) for place in places]
+        x, y = [place[0] for place in places], [span[0] for span in spans]
+        errors = [[mean - low for mean, low, _ in spans], [high - mean for mean, _, high in spans]]
+        look = {"color": f"C{k}", "linestyle": LINES[k % len(LINES)], "marker": MARKERS[k], "capsize": 3, "markersize": 8}
+        ax.errorbar(x, y, errors, label=method, **look)
+        for (inputs, epochs), mean in zip(places, y, strict=True):
+            note = {"xytext": (6, -12), "textcoords": "offset points", "fontsize": "small", "color": f"C{k}"}
+            ax.annotate(f"{epochs}", (inputs, mean), **note)
+    ax.set_xscale("log", base=2)
+    ticks = sorted({row["inputs"] for row in rows})
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set(xlabel=f"compute: {unit}", ylabel="test accuracy after the last epoch (%)")
+    ax.legend()
+    seeds = len({row["seed"] for row in rows})
+    caption(figure, f"{what(seeds)}, {seeds} seeds; a number is the epochs of a point; one above the other costs the same")
+    return figure
+
+
+def explained(rows: Rows, x: str, y: str, labels: Mapping[str, str]) -> tuple[Figure, float]:
+    """Draw the mean of row[y] against that of row[x], a point with 95 % intervals for each row["name"].
+
+    rows: a dict for each name and seed. labels: {x: text, y: text} of the axes. Returns the figure, and Pearson's r of the
+    points, which is NaN where one of the two does not vary.
+    """
+    import numpy as np
+
+    style()
+    figure, ax = plt.subplots(figsize=(8.4, 5.4), layout="constrained")
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    found = {name: [ends([row[key] for row in rows if row["name"] == name]) for key in (x, y)] for name in names}
+    for name, (along, up) in found.items():
+        ax.plot(along[1:], [up[0]] * 2, color="0.7", linewidth=1.5)
+        ax.plot([along[0]] * 2, up[1:], color="0.7", linewidth=1.5)
+        ax.plot(along[0], up[0], "o", color="C0", markersize=7)
+        ax.annotate(name, (along[0], up[0]), xytext=(5, 5), textcoords="offset points", fontsize="small")
+    ax.axhline(0, color="0.3", linewidth=1)
+    ax.set(xlabel=labels[x], ylabel=labels[y])
+    places = np.array([[along[0], up[0]] for along, up in found.values()]).T
+    r = float(np.corrcoef(places)[0, 1]) if len(names) > 2 and places.std(1).all() else float("nan")
+    seeds = len({row["seed"] for row in rows})
+    caption(figure, f"a point: one operation, {what(seeds)} of {seeds} seeds; Pearson's r of the points {r:.2f}")
+    return figure, r
+
+
+def pareto(points: Mapping[str, tuple[float, Sequence[float]]], cost: str) -> Figure:
+    """Draw accuracy against cost with the Pareto front: the methods that no other one beats in both.
+
+    points: {method: (cost, its accuracies, one for each seed)}. cost: the label of the axis, with its unit.
+    """
+    style()
+    figure, ax = plt.subplots(figsize=(8.4, 5), layout="constrained")
+    spans = {name: (at, *ends(list(values))) for name, (at, values) in points.items()}
+    best = front({name: (at, mean) for name, (at, mean, *_) in spans.items()})
+    colours = sns.color_palette(PALETTE)
+    for name, (at, mean, low, high) in spans.items():
+        colour = colours[2] if name in best else colours[7]
+        ax.plot([at, at], [low, high], color=colour, linewidth=2)
+        ax.plot(at, mean, "o", color=colour, markersize=8)
+        ax.annotate(name, (at, mean), xytext=(6, 5), textcoords="offset points", fontsize="small")
+    ax.step([spans[name][0] for name in best], [spans[name][1] for name in best], where="post", color=colours[2], linewidth=1)
+    ax.set(xlabel=cost, ylabel="test accuracy after the last epoch (%)")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    seeds = max(len(values) for _, values in points.values())
+    caption(figure, f"{what(seeds)}, {seeds} seeds; green: no other method is both cheaper and more accurate on average")
+    return figure
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names of {name: (cost, accuracy)} that no other name beats in both, from the cheapest to the dearest."""
+    best = []
+    for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
+        if not best or points[name][1] > points[best[-1]][1]:
+            best.append(name)
+    return best
