@@ -17,6 +17,8 @@ from packaging.specifiers import SpecifierSet
 from scheduling import TestByTest
 
 from ccdlib.base import paths
+from ccdlib.evidence import relations, stats
+from ccdlib.evidence.records import Records
 from ccdlib.kit import parameters, verdicts
 from ccdlib.training import RECIPES, RunConfig, identity
 
@@ -161,38 +163,64 @@ def test_the_verdict_page_says_what_the_results_say():
     assert not verdicts.outdated(), "run `ccd verdicts`"
 
 
-def test_the_verdict_page_shows_every_claim_and_changes_with_it():
-    results = verdicts.published_results()
-    assert results
-    text = verdicts.table(results)
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + sum(len(r["claims"]) for r in results)
-    lite = next(r for r in results if (r["profile"], r["notebook"]) == ("lite", "00_quickstart"))
-    table = {row["arm"]: row for row in lite["table"]}
-    better = [accuracy + 1 for accuracy in table["KD + JDA"]["accuracies"]]
-    table["CCD"]["accuracies"] = [b - 0.02 * k for k, b in enumerate(better)]
-    changed = verdicts.table(results)
-    assert "CCD the cosine weight helps: CCD is more accurate than KD + JDA | lite" in changed
-    assert "+0.91 [+0.87, +0.95] | holds" in changed
+@pytest.fixture
+def results(monkeypatch):
+    """The published results, as dicts that a test may change."""
+    found = verdicts.published_results()
+    monkeypatch.setattr(verdicts, "published_results", lambda: found)
+    return {(result["profile"], result["notebook"]): result for result in found}
+
+
+def test_the_verdict_page_shows_every_contrast_once_and_changes_with_it(results):
+    found = verdicts.rows()
+    text = verdicts.table(found)
+    apart = any(row["notebooks"] == ["07_imagenet"] for row in found)
+    assert len([line for line in text.splitlines() if line.startswith("|")]) == len(found) + 2 + 2 * apart
+    assert len({(row["profile"], str(row["runs"])) for row in found}) == len(found)
+    quick = results["class", "00_quickstart"]
+    table = {row["arm"]: row for row in quick["table"]}
+    table["KD + JDA"]["accuracies"] = [kd + 1 - 0.02 * k for k, kd in enumerate(table["KD"]["accuracies"])]
+    changed = verdicts.table(verdicts.rows())
+    said = "(a) augmented views help: KD + JDA is more accurate than KD | class"
+    assert f"{said} (float32, portable) | objects, 40 images, 60 epochs | 5 | +0.96 [+0.92, +1.00] | holds | holds" in changed
     # A run that collapsed is named with the verdict.
-    table["CCD"]["accuracies"][3] = 11.0
-    assert "; CCD: seed 3 collapsed |" in verdicts.table(results)
+    table["KD + JDA"]["accuracies"][3] = 5.0
+    assert "; KD + JDA: seed 3 collapsed |" in verdicts.table(verdicts.rows())
+    assert "[00](outputs/class/00_quickstart.ipynb)" in changed
 
 
-def test_the_verdict_page_marks_what_was_trained_by_an_older_arithmetic_or_recipe(monkeypatch):
-    (result, *_) = [r for r in verdicts.published_results() if r["notebook"] == "05_compatibility"]
+def test_a_contrast_that_two_notebooks_claim_is_one_row(results, monkeypatch):
+    twin = results["class", "00_quickstart"] | {"notebook": "01_joint_augmentation"}
+    claims = verdicts.judged(results["class", "00_quickstart"])
+    monkeypatch.setattr(verdicts, "judged", lambda result: [dict(claim) for claim in claims])
+    before = len(verdicts.rows())
+    verdicts.published_results().append(twin)
+    after = verdicts.rows()
+    assert len(after) == before
+    assert all("01_joint_augmentation" in row["notebooks"] for row in after if row["profile"] == "class")
 
-    def old(protocol, recipe=1):
-        monkeypatch.setitem(identity.CHANGED_IN["recipe"], "small", recipe)
-        claims = verdicts.judged(result | {"provenance": result["provenance"] | {"protocol": protocol}})
-        return {claim["claim"].split()[0] for claim in claims if claim["old"]}
 
-    assert old(1) == {"AT", "KD,", "SSKD"}, "the methods that changed in protocol 2"
-    assert old(2) == set()
-    assert old(1, recipe=2) == {claim["claim"].split()[0] for claim in result["claims"]}
-    monkeypatch.setitem(identity.CHANGED_IN["recipe"], "small", 2)
-    assert "holds †" in verdicts.table([result])
-    assert "lite/05_compatibility (all)" in verdicts.table([result])
+def test_the_verdict_page_marks_what_was_trained_by_an_older_arithmetic_or_recipe(results, monkeypatch):
+    result = results["class", "00_quickstart"]
+    assert not [claim for claim in verdicts.judged(result) if claim["old"]]
+    monkeypatch.setitem(identity.CHANGED_IN["method"], "ce", 3)
+    assert [claim["old"] for claim in verdicts.judged(result)] == [["student alone"], []]
+    monkeypatch.setitem(identity.CHANGED_IN["recipe"], "small", 3)
+    assert [claim["old"] for claim in verdicts.judged(result)] == [["KD", "student alone"], ["KD + JDA", "KD"]]
+    assert "holds †" in verdicts.table(verdicts.rows())
+    assert "class/00_quickstart (KD, student alone, KD + JDA)" in verdicts.table(verdicts.rows())
+
+
+def test_the_forest_plot_has_the_headlines():
+    headlines = [row for row in verdicts.rows() if row["headline"]]
+    figure = relations.forest(headlines)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert [label for label in labels if label] == list(dict.fromkeys(row["headline"] for row in headlines))
+    written = [text.get_text() for text in figure.axes[0].texts]
+    assert len(written) == len(headlines)
+    assert {row["verdict"].partition(",")[0] for row in headlines} <= {
+        v for v in stats.VERDICTS if any(v in t for t in written)
+    }
 
 
 @pytest.mark.parametrize("results", verdicts.published_results(), ids=lambda r: f"{r['profile']}-{r['notebook']}")
@@ -201,11 +229,17 @@ def test_published_results_are_of_the_profile_they_name(results):
     if results["provenance"]["protocol"] == identity.PROTOCOL:  # those of an older one are marked, and due to be run again
         today = parameters.profile_parameters(path, results["profile"])
         assert results["parameters"] == today, "run the profile again"
-    executed = ROOT / "outputs" / results["profile"] / f"{results['notebook']}.ipynb"
+    executed = ROOT / verdicts.page_of(results["profile"], results["notebook"])
+    folder = ROOT / "outputs" / results["profile"] / results["notebook"]
     assert executed.stat().st_size < 1_000_000
-    assert all((executed.with_suffix("") / figure).exists() for figure in results["figures"])
+    assert all((folder / figure).exists() for figure in results["figures"])
+    asked = results["parameters"]
     seeds = {len(row["seeds"]) for row in results["table"]}
-    assert seeds == {results["parameters"]["seeds"]}
+    assert seeds == {asked["seeds"], asked.get("rival_seeds") or asked["seeds"]}
+    records = Records(folder / "records.jsonl")
+    runs = {name for names in results["runs"].values() for name in names if not name.startswith("ccdlib:")}
+    assert runs <= records.lines.keys(), "commit the records of all runs: ccd record"
+    assert records.facts["protocol"] == identity.PROTOCOL
     assert results["trained_by_other_code"] == 0, "some runs come from another version of the code; train them again"
     assert results["provenance"]["git_dirty"] is False, "commit first, then publish"
 

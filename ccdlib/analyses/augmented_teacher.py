@@ -21,9 +21,18 @@ def augmented_teacher(p: Parameters) -> Experiment:
     without = "without JDA in distillation, a teacher trained with JDA makes no better student"
     within = "with JDA in distillation, a teacher trained with JDA makes no better student"
     claims = (
-        more("(b)", "training with JDA improves the teacher", "teacher + JDA", "teacher", **needs_of(p)),
+        more(
+            "(b)",
+            "training with JDA improves the teacher",
+            "teacher + JDA",
+            "teacher",
+            headline="(b) JDA for the teacher",
+            **needs_of(p),
+        ),
         no_better("(b)", without, "KD from teacher + JDA", "KD", margin, **least),
-        no_better("(b)", within, "KD + JDA from teacher + JDA", "KD + JDA", margin, **least),
+        no_better(
+            "(b)", within, "KD + JDA from teacher + JDA", "KD + JDA", margin, headline="(b) student of that teacher", **least
+        ),
     )
     trained = {arm: "with JDA" if "teacher + JDA" in arm else "without JDA" for arm in arms}
     who = {arm: "the teacher" if arm.startswith("teacher") else f"student, {arm.partition(' from ')[0]}" for arm in arms}

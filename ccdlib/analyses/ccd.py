@@ -75,7 +75,8 @@ def _weight_claims(p):
     there = {"KD + JDA", *(f"CCD, {weight}" for weight in _weights(p))}
     for arm, statement in statements.items():
         if arm in there:
-            yield more("CCD", statement, "CCD", arm, **needs_of(p))
+            headline = "CCD over KD + JDA" * (arm == "KD + JDA")
+            yield more("CCD", statement, "CCD", arm, headline=headline, **needs_of(p))
     for arm, statement in {
         "CCD, normalised": "the spread of the weights helps at an unchanged size: CCD with weights of mean 1",
         "CCD, constant": "the size alone helps: CCD with the batch's mean weight for all",
@@ -89,4 +90,5 @@ def _rival_claims(p, rivals):
         name, _, matched = arm.partition(", ")
         if name in RIVALS:
             how = "under one recipe" if matched else "each under its own recipe"
-            yield more("CCD", f"CCD is more accurate than {name}, {how}", BESIDE, arm, **needs_of(p))
+            headline = f"CCD over {name}" * (not matched)
+            yield more("CCD", f"CCD is more accurate than {name}, {how}", BESIDE, arm, headline=headline, **needs_of(p))

@@ -3,7 +3,7 @@
 from ccdlib.analyses.common import compared, needs_of, teachers_of
 from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.base.registry import CcdError, unknown
-from ccdlib.evidence.stats import more
+from ccdlib.evidence.stats import Claim, Contrast, more
 from ccdlib.methods.method import METHODS
 from ccdlib.training.recipes import comparable
 
@@ -31,7 +31,18 @@ def compatibility(p: Parameters) -> Experiment:
                 facts[arm] = {"method": name, "views": kind} | ({} if kind == "none" else {"baseline": name})
             how = f"under {'its own' if rotates and own else 'the matched' if rotates else 'the common'} recipe"
             claims.append(more("(e)", f"{names[method]} gains from JDA, {how}", f"{name} + JDA", name, **needs_of(p)))
-    return Experiment(arms, tuple(claims), facts)
+    return Experiment(arms, (*claims, *_on_average(p, facts)), facts)
+
+
+def _on_average(p, facts):
+    """Claim (e) for all methods at once: the mean of their gains."""
+    gained = [arm for arm, fact in facts.items() if fact["views"] == "JDA"]
+    if len(gained) > 1:
+        share = 1 / len(gained)
+        weights = dict.fromkeys(gained, share) | {facts[arm]["baseline"]: -share for arm in gained}
+        words, least = f"mean of the gains from JDA of {len(gained)} methods", needs_of(p)
+        statement = f"on average over {len(gained)} methods JDA helps"
+        yield Claim("(e)", statement, words, Contrast(weights), headline="(e) JDA, mean of all methods", **least)
 
 
 def _methods(p):

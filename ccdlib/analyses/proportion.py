@@ -80,4 +80,11 @@ def _suitable_ranges(p, facts):
                 first, last = (f"{sweep} {facts[arm]['value']:g}" for arm in (ladder[0], ladder[-1]))
                 words = f"accuracy(best inside) - accuracy({first}), and accuracy(best inside) - accuracy({last})"
                 statement = f"{what} have a suitable range, where the student beats both ends of the sweep, {at}"
-                yield Claim("(c)", statement, words, Peak(tuple(ladder)), **seeds_needed(p))
+                yield Claim(
+                    "(c)",
+                    statement,
+                    words,
+                    Peak(tuple(ladder)),
+                    headline="(c) best p over both ends" * (sweep == "p"),
+                    **seeds_needed(p),
+                )

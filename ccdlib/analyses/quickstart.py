@@ -24,8 +24,22 @@ def quickstart(p: Parameters) -> Experiment:
     }
     large = needs_of(p, large=True)
     claims = [
-        more("KD", "a teacher helps: KD is more accurate than the student alone", "KD", "student alone", **large),
-        more("(a)", "augmented views help: KD + JDA is more accurate than KD", "KD + JDA", "KD", **large),
+        more(
+            "KD",
+            "a teacher helps: KD is more accurate than the student alone",
+            "KD",
+            "student alone",
+            headline="KD over the student alone",
+            **large,
+        ),
+        more(
+            "(a)",
+            "augmented views help: KD + JDA is more accurate than KD",
+            "KD + JDA",
+            "KD",
+            headline="(a) JDA, at equal epochs",
+            **large,
+        ),
     ]
     facts = {}
     if p["lengths"]:
@@ -66,8 +80,10 @@ def _at_equal_compute(p):
     """What is compared with what: a second view of any kind, JDA as the second view, and KD that is trained twice as long."""
     how = needs_of(p)
     yield more("(a)", f"a second crop and flip helps KD, at {EPOCHS}", CROP, "KD", **how)
-    yield more("(a)", "KD gains more from JDA than from a second crop and flip, which costs as much", "KD + JDA", CROP, **how)
+    statement = "KD gains more from JDA than from a second crop and flip, which costs as much"
+    yield more("(a)", statement, "KD + JDA", CROP, headline="(a) JDA over a second crop", **how)
     for epochs in _epochs_of(p, "KD + JDA"):
         twice, once = length_arm(p, "KD", 2 * epochs), length_arm(p, "KD + JDA", epochs)
         statement = f"KD + JDA for {epochs} epochs is more accurate than KD for {2 * epochs}, at {COMPUTE}"
-        yield more("(a)", statement, once, twice, **how)
+        headline = "(a) JDA, at equal compute" * (epochs == p["student_epochs"])
+        yield more("(a)", statement, once, twice, headline=headline, **how)

@@ -133,6 +133,11 @@ class Contrast(NamedTuple):
         """The arms that it needs."""
         return tuple(self.weights)
 
+    @property
+    def places(self) -> tuple[float, ...]:
+        """The weights, in the order of the arms."""
+        return tuple(self.weights.values())
+
     def alternatives(self, accuracies: Accuracies) -> Alternatives:
         """Its one alternative of one number, {"": [[the sum for each seed]]}; see Claim."""
         seeds = range(len(accuracies[self.arms[0]]))
@@ -146,6 +151,11 @@ class Peak(NamedTuple):
     """
 
     arms: Sequence[str]  # of the sweep, in its order
+
+    @property
+    def places(self) -> tuple[float, ...]:
+        """The places of the arms in the sweep."""
+        return tuple(map(float, range(len(self.arms))))
 
     def alternatives(self, accuracies: Accuracies) -> Alternatives:
         """{inside arm: [differences from the first arm for each seed, differences from the last]}; see Claim.
@@ -181,6 +191,7 @@ class Claim:
     finding: the letter that the paper's finding has here. statement, words: the claim and its estimand in words. estimand: a
     Contrast or a Peak. low, high: the claim is true where the estimand lies above `low` and below `high`. least: seeds that a
     verdict needs. unit: of the estimand. margin: the size below which a claimed effect is practically zero (None: not asked).
+    headline: the label of a claim in the forest plot, which has only the claims that have one.
 
     An estimand has K alternatives of M numbers each: a Contrast one of one number, a Peak one of two numbers for each inside
     arm. The claim is true where all numbers of some alternative lie between `low` and `high`. It holds when all numbers of one
@@ -200,6 +211,7 @@ class Claim:
     least: int = 10
     unit: str = "points"
     margin: float | None = None
+    headline: str = ""
 
     def __post_init__(self):
         if not self.low < self.high or self.least < 2:
