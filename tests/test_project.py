@@ -17,7 +17,8 @@ from packaging.specifiers import SpecifierSet
 from scheduling import TestByTest
 
 from ccdlib.base import paths
-from ccdlib.evidence import relations, stats
+from ccdlib.evidence import stats
+from ccdlib.evidence.forest import forest
 from ccdlib.evidence.records import Records
 from ccdlib.kit import parameters, verdicts
 from ccdlib.training import RECIPES, RunConfig, identity
@@ -213,14 +214,13 @@ def test_the_verdict_page_marks_what_was_trained_by_an_older_arithmetic_or_recip
 
 def test_the_forest_plot_has_the_headlines():
     headlines = [row for row in verdicts.rows() if row["headline"]]
-    figure = relations.forest(headlines)
+    figure = forest(headlines)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert [label for label in labels if label] == list(dict.fromkeys(row["headline"] for row in headlines))
     written = [text.get_text() for text in figure.axes[0].texts]
     assert len(written) == len(headlines)
-    assert {row["verdict"].partition(",")[0] for row in headlines} <= {
-        v for v in stats.VERDICTS if any(v in t for t in written)
-    }
+    said = {verdict for verdict in stats.VERDICTS if any(verdict in text for text in written)}
+    assert {row["verdict"].partition(",")[0] for row in headlines} <= said
 
 
 @pytest.mark.parametrize("results", verdicts.published_results(), ids=lambda r: f"{r['profile']}-{r['notebook']}")
@@ -261,9 +261,9 @@ def lines_of_code(path):
 
 
 def test_the_library_stays_small():
-    # 2,300 for data, views, networks and methods, 1,700 for training, 800 for statistics, evidence and figures, 500 for the
-    # analyses, 1,450 for notebooks, batches and the command line, 550 for names, arithmetic, a reader's own rows and files.
-    assert sum(map(lines_of_code, (ROOT / "ccdlib").rglob("*.py"))) < 7500
+    # 2,350 for data, views, networks and methods, 1,700 for training, 1,150 for statistics, records and figures, 600 for the
+    # analyses, 1,800 for notebooks, batches and the command line, 550 for names, arithmetic, a reader's own rows and files.
+    assert sum(map(lines_of_code, (ROOT / "ccdlib").rglob("*.py"))) < 8300
 
 
 def test_every_room_that_shapes_a_result_is_hashed():

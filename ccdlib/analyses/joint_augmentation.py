@@ -1,10 +1,14 @@
 """01: which views help a student, when the teacher has never seen them, and what of a twin does?"""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from ccdlib.analyses.common import COMPUTE, CROP, EPOCHS, needs_of, students_of, teachers_of
 from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.base.registry import CcdError
 from ccdlib.data.sources import sizes_of
 from ccdlib.evidence.stats import more
+from ccdlib.training import Result
 from ccdlib.views.policies import policy_named
 
 # Parts of KD + JDA, as settings of the method kd_twins.
@@ -72,6 +76,28 @@ def _part_claims(p):
         "twins that the teacher gets wrong help on top of the others": ("KD + JDA", right),
     }
     return [more("(a)", statement, *pair, **needs_of(p)) for statement, pair in compared.items()]
+
+
+def gains_by_op(results: Mapping[str, list[Result]], seen: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each op and seed, the teacher's accuracy on images with the op, and the student's gain over a second crop from it.
+
+    results: {arm: Results} of 01. seen: rows of teacher_views() with "seed", the place of the seed. Keys: "name", "seed",
+    "teacher" (percent), "gain" (points).
+    """
+    gained = {
+        arm: [run.accuracy - base.accuracy for run, base in zip(runs, results[CROP], strict=True)]
+        for arm, runs in results.items()
+    }
+    return [
+        {
+            "name": row["views"],
+            "seed": row["seed"],
+            "teacher": row["accuracy"],
+            "gain": gained[f"only {row['views']}"][row["seed"]],
+        }
+        for row in seen
+        if f"only {row['views']}" in gained
+    ]
 
 
 def effective_ops(p: Parameters) -> list[str]:

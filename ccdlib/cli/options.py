@@ -10,7 +10,7 @@ from ccdlib.kit import recorded
 from ccdlib.kit.parameters import DEFAULT
 
 
-def names_in(folder, pattern):
+def names_in(folder: str, pattern: str) -> Callable:
     """A function for tab completion: the names of files in a folder of this checkout."""
 
     def complete(context, parameter, incomplete):

@@ -109,6 +109,26 @@ def softened(
     return figure
 
 
+UNITS = {"rotate": "°", "translateX": " px", "translateY": " px", "posterize": " bits"}
+BLENDS = ("color", "contrast", "sharpness", "brightness")
+
+
+def said_of_op(op: str, level: int, shape: tuple[int, int, int]) -> str:
+    """An op with its magnitude in its unit, such as "rotate +10°", and whether it leaves images of `shape` as they are."""
+    row = OPS[op]
+    if row.is_identity(level, shape[0]):
+        return f"{op} (identity)"
+    size = row.magnitude(level)
+    if size is None:
+        return op
+    if op.startswith("translate"):
+        size *= shape[2] if op.endswith("X") else shape[1]
+    number = f"{size:.3g}{UNITS.get(op, '')}"
+    if op in BLENDS:
+        return f"{op} x 1 ± {number}"
+    return f"{op} {'± ' if row.signed else 'from ' if op == 'solarize' else '+' if op == 'rotate' else ''}{number}"
+
+
 def ops_on_one_image(image: torch.Tensor, steps: Iterable[tuple[str, int]]) -> Figure:
     """Draw an image (C, H, W) uint8 as it is and after each step (op, level) alone, signed ops with both signs side by side."""
     style()
@@ -117,17 +137,16 @@ def ops_on_one_image(image: torch.Tensor, steps: Iterable[tuple[str, int]]) -> F
     shown = {"original": torch.cat([white, image, white], 2)}
     for op, level in steps:
         made = [apply_op(image[None], op, level, sign)[0] for sign in (1, -1)]
-        signed = OPS[op].signed
-        parts = [made[0], white[:, :, :2], made[1]] if signed else [white, made[0], white]
-        shown[f"{op} {level}" + " (+, -)" * signed] = torch.cat(parts, 2)
+        parts = [made[0], white[:, :, :2], made[1]] if OPS[op].signed else [white, made[0], white]
+        shown[said_of_op(op, level, (channels, height, width))] = torch.cat(parts, 2)
     columns = 5
     rows = -(-len(shown) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(9, 1.35 * rows), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(10, 1.5 * rows), layout="constrained", squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, (name, picture) in zip(axes.flat, shown.items(), strict=False):
         _picture(ax, picture)
-        ax.set_title(name)
+        ax.set_title(name, fontsize="small", color="0.55" if "identity" in name else "black")
     return figure
 
 

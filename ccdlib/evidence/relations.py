@@ -101,36 +101,3 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
         if not best or points[name][1] > points[best[-1]][1]:
             best.append(name)
     return best
-
-
-def forest(claims: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw judged claims in rows: estimate and interval, with the verdict as colour and in words, data as the marker.
-
-    claims: dicts of Claim.judge() with "headline" (the label), "data", "profile". Rows with the same label lie together.
-    """
-    style()
-    labels = list(dict.fromkeys(claim["headline"] for claim in claims))
-    kinds = list(dict.fromkeys((claim["data"], claim["profile"]) for claim in claims))
-    claims = sorted(claims, key=lambda claim: labels.index(claim["headline"]))
-    figure, ax = plt.subplots(figsize=(8.4, 0.36 * len(claims) + 1.5), layout="constrained")
-    colours = sns.color_palette(PALETTE)
-    looks = {"holds": colours[2], "does not hold": colours[3], "practically zero": colours[0]}
-    for row, claim in enumerate(claims):
-        verdict = claim["verdict"].partition(",")[0]
-        colour, kind = looks.get(verdict, "0.5"), kinds.index((claim["data"], claim["profile"]))
-        ax.plot([claim["low"], claim["high"]], [row, row], color=colour, linewidth=2.5)
-        ax.plot(claim["estimate"], row, MARKERS[kind % len(MARKERS)], color=colour, markersize=7)
-        said = f" {claim['estimate']:+.1f} [{claim['low']:+.1f}, {claim['high']:+.1f}]  {verdict}, {claim['n']} seeds"
-        ax.text(1.01, row, said, transform=ax.get_yaxis_transform(), va="center", fontsize="small", color=colour)
-    ax.axvline(0, color="0.3", linewidth=1)
-    shown = [
-        claim["headline"] if k == 0 or claims[k - 1]["headline"] != claim["headline"] else "" for k, claim in enumerate(claims)
-    ]
-    ax.set_yticks(range(len(claims)), shown)
-    ax.set_ylim(len(claims) - 0.5, -0.5)
-    ax.grid(visible=False, axis="y")
-    for k, (data, profile) in enumerate(kinds):
-        ax.plot([], [], MARKERS[k % len(MARKERS)], color="0.3", label=f"{data} ({profile})")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=len(kinds), fontsize="small")
-    ax.set_xlabel("points of test accuracy, 95 % interval")
-    return figure

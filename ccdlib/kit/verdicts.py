@@ -11,6 +11,7 @@ from ccdlib.base import paths
 from ccdlib.base.files import write_whole
 from ccdlib.base.registry import CcdError
 from ccdlib.data.sources import sizes_of
+from ccdlib.evidence.forest import forest
 from ccdlib.evidence.stats import brief, corrected, said_of_collapse
 from ccdlib.kit.parameters import DEFAULT, SMOKE, find, profile_parameters, profiles
 from ccdlib.training.config import RunConfig
@@ -175,8 +176,6 @@ def outdated() -> bool:
 
 def write() -> Path:
     """Bring the page and its forest plot up to date; returns the path of the page."""
-    from ccdlib.evidence.relations import forest  # matplotlib takes a second to import
-
     headlines = [row for row in rows() if row["headline"]]
     if headlines:
         forest(headlines).savefig(page().with_name(FOREST), metadata={"Software": None})
