@@ -168,6 +168,19 @@ def pictures(rows: Mapping[str, torch.Tensor], captions: Iterable[str] | None = 
     return figure
 
 
+def crop_boxes(photograph: torch.Tensor, boxes: Mapping[str, tuple[int, int, int, int]]) -> Figure:
+    """Draw a photograph (C, H, W) uint8 with boxes {label: (top, left, height, width)} in pixels."""
+    style()
+    figure, ax = plt.subplots(figsize=(4.2, 3.4), layout="constrained")
+    _picture(ax, photograph)
+    for k, (label, (top, left, height, width)) in enumerate(boxes.items()):
+        corner = (left - 0.5, top - 0.5)
+        ax.add_patch(plt.Rectangle(corner, width, height, fill=False, edgecolor=f"C{k}", linewidth=2.5, label=label))
+    ax.set(xticks=[], yticks=[])
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
+    return figure
+
+
 def _picture(ax, image):
     ax.imshow(image.permute(1, 2, 0).cpu().numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     ax.grid(visible=False)

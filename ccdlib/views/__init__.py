@@ -10,7 +10,7 @@ It may import data and base, and nothing above.
 from ccdlib.views.crops import Crops, as_bytes, crop_and_flip, draw_crops, normalise, rotations
 from ccdlib.views.draws import PerImage
 from ccdlib.views.epoch import BLOCK, Ahead, Batch, EpochViews, steps_an_epoch
-from ccdlib.views.in_files import FileViews, check_views, epoch_views, views_of
+from ccdlib.views.in_files import FileViews, check_views, crop_box, epoch_views, views_of
 from ccdlib.views.mixes import Mix, MixDraws
 from ccdlib.views.ops import GREY, LEVELS, OPS, Op, apply_op, check_images, pillow_op
 from ccdlib.views.policies import POLICIES, Draws, Policy, Sampled, SampledDraws, policy_named

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from PIL.Image import Image
 
 from ccdlib.base.registry import CcdError
 from ccdlib.base.streams import stream
@@ -70,13 +71,23 @@ class _OfFile:
     def _base(self, image, v, row):
         from ccdlib.base.vision import torchvision
 
-        crop, functional = torchvision.transforms.RandomResizedCrop, torchvision.transforms.functional
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-            torch.default_generator.manual_seed(stream(self.config.draws_seed, "base", self.epoch, v, row).initial_seed())
-            box = crop.get_params(image, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
-            flipped = torch.rand(()) < 0.5 and self.config.flip is not False
+        box, flipped = crop_box(self.config, image, self.epoch, v, row)
+        functional = torchvision.transforms.functional
         view = functional.resized_crop(image, *box, (self.data.side, self.data.side))
         return tensor(functional.hflip(view) if flipped else view)
+
+
+def crop_box(config: Any, image: Image, epoch: int, v: int, row: int) -> tuple[tuple[int, int, int, int], bool]:
+    """The part of a whole image that view `v` of the training image `row` shows in an epoch, and whether it is mirrored.
+
+    The part is (top, left, height, width) in pixels, 8 to 100 % of the area. config: a RunConfig.
+    """
+    from ccdlib.base.vision import torchvision
+
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+        torch.default_generator.manual_seed(stream(config.draws_seed, "base", epoch, v, row).initial_seed())
+        box = torchvision.transforms.RandomResizedCrop.get_params(image, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+        return tuple(box), bool(torch.rand(()) < 0.5 and config.flip is not False)
 
 
 def together(images: list[list[tuple]]) -> list[tuple[torch.Tensor, Drawn | None]]:
