@@ -1,0 +1,346 @@
+"""Records: an analysis without its training, grown run by run, and never mixed."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from ccdlib import cli
+from ccdlib.analyses import experiment
+from ccdlib.base import paths
+from ccdlib.base.registry import CcdError
+from ccdlib.evidence.records import FILE, Records
+from ccdlib.kit import recheck, recorded
+from ccdlib.kit.parameters import find, profile_parameters
+from ccdlib.training import RunConfig, cohort, fit, folder_of, identity
+from ccdlib.training.schedule import unfinished
+
+STEM, PROFILE = "00_quickstart", "tiny"
+TINY = {"data": "digits", "teacher": "train", "n_teacher": 20, "n_train": 20, "teacher_model": "resnet8", "seeds": 3}
+TINY |= {"teacher_epochs": 1, "student_epochs": 4, "evaluations": 2, "lengths": [], "portable": False, "precision": "auto"}
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A checkout with one notebook and one very short profile, for this process and for kernels."""
+    root = tmp_path / "lab"
+    for folder in ("notebooks", f"params/{PROFILE}", "docs"):
+        (root / folder).mkdir(parents=True)
+    shutil.copy(find(STEM), root / "notebooks")
+    values = "\n".join(f"{name}: {json.dumps(value)}" for name, value in TINY.items())
+    (root / "params" / PROFILE / f"{STEM}.yaml").write_text(values + "\n")
+    monkeypatch.setenv("CCD_DATA", str(paths.downloads()))
+    monkeypatch.setenv("CCD_ROOT", str(root))
+    monkeypatch.setenv("CCD_OUTPUTS", str(root / "outputs"))
+    monkeypatch.setenv("CCD_JOBS", "1")
+    for name, path in {"ROOT": root, "NOTEBOOKS": root / "notebooks", "PARAMS": root / "params"}.items():
+        monkeypatch.setattr(paths, name, path)
+    recorded.lacking.cache_clear()
+    return root
+
+
+def planned():
+    return recorded.experiment(STEM, profile_parameters(find(STEM), PROFILE), PROFILE)
+
+
+@pytest.fixture(scope="module")
+def _once(tmp_path_factory):
+    """All runs of the profile, trained once for all tests: their Results, and the text of their records."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CCD_OUTPUTS", str(folder))
+        patch.setenv("CCD_JOBS", "1")
+        plan = experiment(STEM, profile_parameters(find(STEM), "smoke") | TINY)
+        results = plan.train()
+        assert Records(folder / FILE).add(run for _, run in plan.runs.values()) == 15
+    return results, (folder / FILE).read_text()
+
+
+@pytest.fixture
+def kept(lab, _once):
+    """The lab with the records of all runs, and without their weights; the Results that they had."""
+    results, text = _once
+    file_of(lab).parent.mkdir(parents=True)
+    file_of(lab).write_text(text)
+    return results
+
+
+def ccd(*arguments):
+    result = CliRunner().invoke(cli.cli, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(arguments))
+    return stop.value.code, capsys.readouterr().err
+
+
+def file_of(lab):
+    return lab / "outputs" / PROFILE / STEM / FILE
+
+
+def test_finished_runs_are_recorded(lab):
+    planned().train()
+    said = ccd("record", STEM, "--profile", PROFILE)
+    assert "15 new, 15 of 15 runs are recorded in outputs/tiny/00_quickstart/records.jsonl" in said
+    assert "0 new, 15 of 15" in ccd("record", STEM, "--profile", PROFILE)
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("a run is trained")
+
+    monkeypatch.setattr(cohort, "_train", never)
+
+
+def test_recorded_results_are_those_of_the_training(kept, no_training, capsys):
+    again = planned().train()
+    assert (
+        "15 of 15 runs are read from outputs/tiny/00_quickstart/records.jsonl (float32, trained at" in capsys.readouterr().out
+    )
+    for arm, runs in kept.items():
+        for run, known in zip(runs, again[arm], strict=True):
+            assert (run.config, run.accuracy, run.best_on_test) == (known.config, known.accuracy, known.best_on_test)
+            assert [row["test_accuracy"] for row in run.curves] == [row["test_accuracy"] for row in known.curves]
+            assert [row["lr"] for row in run.curves] == [row["lr"] for row in known.curves]
+            for name in run.curves[0].keys() - {"seconds", "test_accuracy"}:
+                values = [row[name] for row in run.curves]
+                assert [row[name] for row in known.curves] == pytest.approx(values, rel=1e-3, abs=5e-3), name
+            assert known.seconds == run.seconds
+            assert known.metrics["provenance"]["hardware"] == run.metrics["provenance"]["hardware"]
+    with pytest.raises(CcdError, match="the weights of .* are not here, only its record; train it with"):
+        again["KD"][0].model()
+
+
+def test_what_is_recorded_is_not_missing(kept):
+    rows = planned().plan()
+    assert sum(row["recorded"] for row in rows) == 15
+    assert not any(row["missing"] or row["expected"] or row["done"] for row in rows)
+    assert ccd("plan", STEM, "--profile", PROFILE).splitlines()[-1].split()[:6] == ["all", "15", "0", "15", "0", "0"]
+    assert not [folder for _, folder in experiment(STEM, TINY | small()).runs.values() if folder.recorded]
+
+
+def small():
+    return profile_parameters(find(STEM), PROFILE)
+
+
+def test_a_run_that_is_not_recorded_is_trained_and_so_is_the_teacher_it_needs(kept, lab):
+    file = file_of(lab)
+    lines = file.read_text().splitlines()
+    student = folder_of(kept["KD"][1].config).path.name
+    file.write_text("\n".join(line for line in lines if f'"{student}"' not in line) + "\n")
+    missing = {folder.path.name for folder in unfinished(folder for _, folder in planned().runs.values())}
+    teacher = folder_of(kept["teacher"][1].config).path.name
+    assert missing == {student, teacher}
+    again = planned().train()
+    assert again["KD"][1].accuracy == kept["KD"][1].accuracy, "the same run, trained again"
+    assert {path.parent.name for path in (lab / "outputs" / "runs").glob("*/metrics.json")} == missing
+    assert "1 new, 15 of 15 runs are recorded" in ccd("record", STEM, "--profile", PROFILE)
+
+
+def test_records_grow_run_by_run_and_stay_as_they_are(lab):
+    configs = [RunConfig(n_train=20, epochs=1, seed=seed) for seed in range(3)]
+    file, sizes = lab / FILE, []
+    for config in configs:
+        fit(config, show="none")
+        assert Records(file).add([folder_of(c) for c in configs]) == 1
+        sizes.append(len(Records(file)))
+    assert sizes == [1, 2, 3]
+    before = file.read_bytes()
+    assert Records(file).add([folder_of(c) for c in configs]) == 0
+    assert file.read_bytes() == before
+    assert Records(file).digest == Records(file).digest != Records(lab / "none").digest
+    assert len(file.read_bytes()) < 5000
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"precision": "bfloat16"}, "precision bfloat16 instead of float32. Records are not mixed"),
+        ({"portable": True}, "portable True instead of False. Records are not mixed"),
+    ],
+)
+def test_records_are_not_mixed(lab, change, says):
+    one = RunConfig(n_train=20, epochs=1)
+    other = one.but(seed=1, **change)
+    for config in (one, other):
+        fit(config, show="none")
+    records = Records(lab / FILE)
+    records.add([folder_of(one)])
+    with pytest.raises(CcdError, match=says):
+        records.add([folder_of(other)])
+    assert len(Records(lab / FILE)) == 1
+
+
+def test_a_run_of_another_protocol_is_not_recorded(lab, monkeypatch):
+    config = RunConfig(n_train=20, epochs=1)
+    fit(config, show="none")
+    folder = folder_of(config)
+    monkeypatch.setattr("ccdlib.evidence.records.PROTOCOL", identity.PROTOCOL + 1)
+    with pytest.raises(CcdError, match=f"was trained by protocol {identity.PROTOCOL} of the arithmetic, which is"):
+        Records(lab / FILE).add([folder])
+
+
+def test_what_is_trained_beside_records_computes_as_they_do(kept, lab):
+    file = file_of(lab)
+    first, *lines = file.read_text().splitlines()
+    file.write_text("\n".join([json.dumps(json.loads(first) | {"precision": "bfloat16"}), *lines]) + "\n")
+    every = planned().runs.values()
+    assert not any(folder.recorded for _, folder in every), "as bfloat16 they would have other names"
+    records = Records(file)
+    names = [records.name(folder.config) for _, folder in every]
+    half = [json.loads(line) | {"run": name} for line, name in zip(lines, names, strict=False)][:-1]
+    file.write_text("\n".join([json.dumps(json.loads(first) | {"precision": "bfloat16"}), *map(json.dumps, half)]) + "\n")
+    with pytest.raises(
+        CcdError, match="would be trained here in float32; the records are bfloat16, and the two are not compared"
+    ):
+        _ = planned().runs
+
+
+def test_records_are_found_on_a_machine_that_would_compute_in_another_way(kept, lab, monkeypatch):
+    records = Records(file_of(lab))
+    config = kept["KD"][0].config
+    facts = identity.identity(config, lambda c: cohort.whole_data(c).facts, "cuda")
+    assert facts["precision"] == "bfloat16", "what auto means on a GPU"
+    assert records.name(config) == folder_of(config).path.name
+    assert records.has(config)
+    assert records.has(config.but(precision="float32"))
+    assert not records.has(config.but(precision="bfloat16")), "which asks for another run"
+    assert not records.has(config.but(epochs=5))
+
+
+def test_from_records_trains_nothing_and_says_what_is_missing(kept, lab, capsys, monkeypatch):
+    monkeypatch.setenv("CCD_FROM", "records")
+    assert len(planned().train()["CCD"]) == 3
+    file = file_of(lab)
+    file.write_text("\n".join(file.read_text().splitlines()[:-2]) + "\n")
+    code, error = refused(capsys, "run", STEM, "--profile", PROFILE, "--from", "records")
+    assert code == 2
+    assert "runs are neither recorded in outputs/tiny/00_quickstart/records.jsonl nor in the run store" in error
+    assert "`ccd plan 00_quickstart --profile tiny` lists them" in error
+    monkeypatch.setenv("CCD_FROM", "recrods")
+    with pytest.raises(CcdError, match=r"unknown \$CCD_FROM 'recrods'. Did you mean 'records'"):
+        planned()
+
+
+def test_from_scratch_looks_at_no_records(kept, monkeypatch):
+    monkeypatch.setenv("CCD_FROM", "scratch")
+    assert planned().records is None
+    assert len(unfinished(folder for _, folder in planned().runs.values())) == 15
+
+
+def test_published_records_are_found_from_another_outputs_folder(kept, lab, monkeypatch, no_training):
+    monkeypatch.setenv("CCD_OUTPUTS", str(lab / "elsewhere"))
+    assert len(planned().train()["KD"]) == 3
+    assert recorded.lacking(STEM, PROFILE) == ""
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-40], lambda text: text.replace('"format":1', '"format":9'), lambda text: "[]\n" + text]
+)
+def test_records_that_cannot_be_read_are_refused(kept, lab, damage):
+    file_of(lab).write_text(damage(file_of(lab).read_text()))
+    with pytest.raises(CcdError, match="holds no records that can be read .*restore it, for example from git"):
+        planned()
+
+
+def test_an_accuracy_that_was_edited_is_found(kept, lab):
+    first, line, *rest = file_of(lab).read_text().splitlines()
+    edited = json.loads(line)
+    edited["accuracy"] += 5
+    file_of(lab).write_text("\n".join([first, json.dumps(edited), *rest]) + "\n")
+    with pytest.raises(CcdError, match="the accuracies of .* are not those of its curve"):
+        planned()
+
+
+@pytest.mark.drill
+def test_a_notebook_is_executed_from_records_alone(kept, lab):
+    said = ccd("run", STEM, "--profile", PROFILE, "--from", "records")
+    kd = sum(run.accuracy for run in kept["KD"]) / 3
+    assert f"KD              {kd:6.2f} %" in said
+    assert not (lab / "outputs" / "runs").exists()
+    saved = json.loads((lab / "outputs" / PROFILE / STEM / "results.json").read_text())
+    assert saved["source"].startswith("trained at ")
+    assert f"records {Records(file_of(lab)).digest}; ccd run {STEM} --profile {PROFILE}" in saved["source"]
+    assert saved["runs"]["KD"] == [folder_of(run.config).path.name for run in kept["KD"]]
+
+
+@pytest.mark.drill
+def test_a_notebook_that_trains_records_its_runs(lab):
+    ccd("run", STEM, "--profile", PROFILE, "--from", "scratch")
+    assert len(Records(file_of(lab))) == 15
+
+
+# ---------------------------------------------------------------- records checked, and what they can decide
+
+
+def test_runs_that_are_trained_again_are_what_their_records_say(kept, lab, monkeypatch):
+    said = ccd("check", PROFILE, STEM, "--runs", "2")
+    assert said.count("the same bits; within the spread of its arm") == 2
+    assert not (lab / "outputs" / "runs").exists(), "the store of the check is its own"
+    other = ccd("check", PROFILE, STEM, "--runs", "2", "--sample", "7")
+    assert other != said
+
+
+def test_a_record_that_no_training_gives_is_found(kept, lab, capsys):
+    file, edited = file_of(lab), []
+    for line in file.read_text().splitlines():
+        row = json.loads(line)
+        if row.get("run", "").startswith("ce-") and "teacher" not in row["config"]:
+            tested = row["curves"]["test_accuracy"]
+            last = max(tested, key=int)
+            tested[last] = row["accuracy"] = 96.0 + row["accuracy"] / 100
+            row["best_on_test"] = max(tested.values())
+        edited.append(json.dumps(row))
+    file.write_text("\n".join(edited) + "\n")
+    code, _ = refused(capsys, "check", PROFILE, STEM, "--runs", "15")
+    assert code == 1
+
+
+def test_a_portable_run_must_have_the_same_bits():
+    again = recheck.Again(STEM, "KD", 0, 50.0, [50.0, 52.0, 49.0], True, False)
+    assert not again.passed
+    assert "OTHER BITS" in again.said
+    assert again._replace(same_bits=True).passed
+    assert again._replace(portable=False).passed
+    far = again._replace(portable=False, accuracy=10.0)
+    assert not far.passed
+    assert "OUTSIDE the spread of its arm" in far.said
+
+
+def test_without_records_there_is_nothing_to_check(lab, capsys):
+    code, error = refused(capsys, "check", PROFILE, STEM)
+    assert code == 2
+    assert "profile tiny has no records of 00_quickstart" in error
+
+
+def test_how_many_seeds_a_claim_needs(kept, lab, capsys):
+    said = ccd("power", STEM, "--profile", PROFILE, "--difference", "2").splitlines()
+    assert said[0] == "00_quickstart, profile tiny: how many seeds decide a claim in 80 % of cases"
+    assert len(said) == 2 + 2
+    seeds, sd, detect, exclude = said[2].split()[:4]
+    assert (int(seeds), float(sd) > 0) == (3, True)
+    assert 2 <= int(detect) <= int(exclude)
+    code, error = refused(capsys, "power", STEM, "--profile", PROFILE, "--difference", "0")
+    assert (code, "give the size of an effect in points, above 0" in error) == (2, True)
+
+
+def test_a_published_network_is_found(kept, lab):
+    records = Records(file_of(lab))
+    config = kept["teacher"][0].config
+    assert not records.has_network(config)
+    trained = fit(config, show="none")
+    folder = file_of(lab).parent / "networks" / records.name(config)
+    folder.mkdir(parents=True)
+    shutil.copy(trained.folder / "weights.safetensors", folder)
+    weights = list(trained.model().parameters())
+    shutil.rmtree(lab / "outputs" / "runs")
+    network = records.result(config).model()
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), weights, strict=True))
+    assert not planned().teacher(show="none").training
+    assert not (lab / "outputs" / "runs").exists()
