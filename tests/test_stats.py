@@ -325,3 +325,27 @@ def test_a_run_collapsed_when_it_is_less_than_half_as_far_above_chance_as_the_be
 def test_brief():
     assert stats.brief(None) == ""
     assert stats.brief(interval([1.0, 2.0])) == "+1.50 [-4.85, +7.85]"
+
+
+# ---------------------------------------------------------------- how many seeds
+
+
+def test_seeds_to_detect_an_effect_by_simulation():
+    """34 pairs for an effect of half a standard deviation at 80 %, as in the tables of Cohen (1988)."""
+    assert stats.seeds_to_detect(1.0, 0.5) == 34
+    assert stats.seeds_to_detect(2.0, 1.0) == 34
+    assert stats.seeds_to_detect(1.0, 0.5, power=0.9) == 44
+    assert stats.seeds_to_detect(0.01, 5.0) == 2
+    assert stats.seeds_to_detect(1000.0, 0.1) is None
+    for sd, difference in ((0.0, 1.0), (1.0, 0.0), (1.0, -1.0)):
+        with pytest.raises(CcdError, match="both must be above 0"):
+            stats.seeds_to_detect(sd, difference)
+
+
+def test_seeds_to_exclude_an_effect_by_simulation():
+    n = stats.seeds_to_exclude(1.0, 0.5)
+    rng = np.random.default_rng(0)
+    spans = [stats.interval(values) for values in rng.normal(0, 1, (1000, n))]
+    inside = sum(span.low > -0.5 and span.high < 0.5 for span in spans) / 1000
+    assert 0.78 < inside < 0.88, "a lower bound"
+    assert stats.seeds_to_exclude(1.0, 0.5) > stats.seeds_to_detect(1.0, 0.5)

@@ -280,6 +280,7 @@ class Claim:
             "estimand": self.words,
             "true_where": self.true_where,
             "refuted_when": self.refuted_when,
+            "bounds": [bound if math.isfinite(bound) else None for bound in (self.low, self.high)],
             "margin": self.margin,
             "least_seeds": self.least,
             **decides._asdict(),

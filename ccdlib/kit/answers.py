@@ -87,7 +87,8 @@ def _what_would_change(claims: Sequence[Mapping[str, Any]]) -> str:
 
 def _distance(claim):
     """How many half-widths of the interval lie between the estimate and the value at which the verdict would turn."""
-    lines = [0.0] + [claim["margin"], -claim["margin"]] * bool(claim["margin"] and claim["verdict"].startswith("prac"))
+    zero = claim["verdict"].startswith("practically zero")
+    lines = [claim["margin"], -claim["margin"]] if zero else [bound for bound in claim["bounds"] if bound is not None]
     half = (claim["high"] - claim["low"]) / 2
     return min(abs(claim["estimate"] - line) for line in lines) / half if half else float("inf")
 
