@@ -53,6 +53,42 @@ PAIRS = {
     ("resnet32x4", "shufflenet_v2"): {"sp": 76.43, "crd": 76.51, "sskd": 77.64, "hsakd": 79.93, "hsakd*": 80.86},
 }
 
+# {(teacher, student): {method: the standard deviation over runs}}, in points, from the same table; "ce" is the student alone.
+SPREADS = {
+    ("wrn_40_2", "wrn_16_2"): {"ce": 0.23, "kd": 0.23, "sp": 0.59, "crd": 0.33, "sskd": 0.17, "hsakd": 0.17, "hsakd*": 0.20},
+    ("wrn_40_2", "wrn_40_1"): {"ce": 0.59, "kd": 0.44, "sp": 0.24, "crd": 0.25, "sskd": 0.04, "hsakd": 0.21, "hsakd*": 0.25},
+    ("resnet56", "resnet20"): {"ce": 0.26, "kd": 0.10, "sp": 0.38, "crd": 0.42, "sskd": 0.02, "hsakd": 0.33, "hsakd*": 0.10},
+    ("resnet32x4", "resnet8x4"): {"ce": 0.24, "kd": 0.26, "sp": 0.11, "crd": 0.24, "sskd": 0.29, "hsakd": 0.14, "hsakd*": 0.05},
+    ("vgg13", "mobilenet_v2"): {"ce": 0.26, "kd": 0.24, "sp": 0.35, "crd": 0.16, "sskd": 0.16, "hsakd": 0.21, "hsakd*": 0.12},
+    ("resnet50_cifar", "mobilenet_v2"): {
+        "ce": 0.26,
+        "kd": 0.46,
+        "sp": 0.14,
+        "crd": 0.27,
+        "sskd": 0.16,
+        "hsakd": 0.11,
+        "hsakd*": 0.24,
+    },
+    ("wrn_40_2", "shufflenet_v1"): {
+        "ce": 0.35,
+        "kd": 0.18,
+        "sp": 0.37,
+        "crd": 0.23,
+        "sskd": 0.31,
+        "hsakd": 0.20,
+        "hsakd*": 0.32,
+    },
+    ("resnet32x4", "shufflenet_v2"): {
+        "ce": 0.33,
+        "kd": 0.33,
+        "sp": 0.21,
+        "crd": 0.09,
+        "sskd": 0.24,
+        "hsakd": 0.11,
+        "hsakd*": 0.15,
+    },
+}
+
 # {(teacher, student): {training images: the student's accuracy with KD}}, with as many epochs as on all images. HSAKD slides
 # p. 27.
 FEW_SHOT = {("resnet56", "resnet20"): {12500: 65.15, 25000: 68.61, 37500: 70.34}}

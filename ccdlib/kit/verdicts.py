@@ -9,10 +9,11 @@ from pathlib import Path
 from ccdlib.analyses.experiment import experiment
 from ccdlib.base import paths
 from ccdlib.base.files import write_whole
-from ccdlib.base.registry import CcdError
 from ccdlib.data.sources import sizes_of
 from ccdlib.evidence.forest import forest
 from ccdlib.evidence.stats import brief, corrected, said_of_collapse
+from ccdlib.kit import ledger
+from ccdlib.kit.pages import with_table
 from ccdlib.kit.parameters import DEFAULT, SMOKE, find, profile_parameters, profiles
 from ccdlib.training.config import RunConfig
 from ccdlib.training.identity import CHANGED_IN, protocol_of
@@ -149,15 +150,6 @@ def _table(found):
         yield "| " + " | ".join(map(str, cells)) + " |"
 
 
-def with_table(text: str, content: str) -> str:
-    """`text` with `content` between the markers."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise CcdError(f"the markers `{BEGIN}` and `{END}` are missing; put them where the table belongs")
-    return f"{before}{BEGIN}\n{content}\n{END}{after}"
-
-
 def page() -> Path:
     """Where the table is."""
     return paths.ROOT / "docs" / "verdicts.md"
@@ -166,18 +158,22 @@ def page() -> Path:
 def content() -> str:
     """The page as it should be."""
     relative = table(rows()).replace("](outputs/", "](../outputs/").replace("](notebooks/", "](../notebooks/")
-    return with_table(page().read_text(), relative)
+    return with_table(page().read_text(), relative, BEGIN, END)
 
 
 def outdated() -> bool:
-    """Whether the page is not what it should be."""
-    return page().read_text() != content()
+    """Whether the page, or the ledger, is not what it should be."""
+    return page().read_text() != content() or (
+        ledger.page().exists() and ledger.page().read_text() != ledger.content(published_results())
+    )
 
 
 def write() -> Path:
-    """Bring the page and its forest plot up to date; returns the path of the page."""
+    """Bring the page, its forest plot and the ledger up to date; returns the path of the page."""
     headlines = [row for row in rows() if row["headline"]]
     if headlines:
         forest(headlines).savefig(page().with_name(FOREST), metadata={"Software": None})
     write_whole(page(), content())
+    if ledger.page().exists():
+        write_whole(ledger.page(), ledger.content(published_results()))
     return page()
