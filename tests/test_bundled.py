@@ -117,8 +117,8 @@ def test_a_teacher_is_what_its_card_says(name):
 
 
 def test_a_bundled_teacher_that_there_is_not_or_that_is_damaged(tmp_path, monkeypatch):
-    wrong = RunConfig(data="objects", method="kd", teacher=Checkpoint(model="resnet20", file="ccdlib:resnet20-objects-s9"))
-    with pytest.raises(CcdError, match="unknown bundled teacher 'resnet20-objects-s9'. Did you mean"):
+    wrong = RunConfig(data="objects", method="kd", teacher=Checkpoint(model="resnet20", file="ccdlib:resnet20-objects-s99"))
+    with pytest.raises(CcdError, match="unknown bundled teacher 'resnet20-objects-s99'. Did you mean"):
         fit(wrong)
     (tmp_path / "cards.json").write_text(json.dumps(bundled.cards()))
     whole = (bundled.TEACHERS / f"{NAMES[0]}.safetensors").read_bytes()
