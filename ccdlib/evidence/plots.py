@@ -268,10 +268,9 @@ def gains(
             ax.set_xlim(-limit, limit)
         _rows(ax, [_named(label, *(results[arm] for arm in pair)) for label, pair in compared.items()])
         ax.set_title(title)
-    text = (
-        f"gain in test accuracy (points); {len(values)} seeds, a dot each: {what(len(values))}, thin: all of a panel together"
-    )
-    caption(figure, text + f"; grey: practically zero, within ± {margin:g}" * bool(margin))
+    n = len(values)
+    text = f"gain in test accuracy (points); {n} seeds, a dot each; {what(n)}, thin: all of a panel together"
+    caption(figure, text + (f"; grey: practically zero, within ± {margin:g}" if margin else ""))
     return figure
 
 
