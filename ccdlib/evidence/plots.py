@@ -253,11 +253,13 @@ def gains(
     practically zero, are shaded. limit: axes end there, and a mean beyond is written at the edge.
     """
     style()
-    rows = max(map(len, panels.values()))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.6 * len(panels) + 1, 0.36 * rows + 1.7), layout="constrained", squeeze=False
-    )
-    for ax, (title, compared) in zip(axes[0], panels.items(), strict=True):
+    rows, columns = max(map(len, panels.values())), min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    size = (4.6 * columns + 1, (0.36 * rows + 1.1) * lines + 0.6)
+    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    for ax, (title, compared) in zip(axes.flat, panels.items(), strict=False):
         for k, (arm, baseline) in enumerate(compared.values()):
             values = [a.accuracy - b.accuracy for a, b in zip(results[arm], results[baseline], strict=False)]
             _gain(ax, k, values, 1 - 0.05 / len(compared), limit)
