@@ -1,5 +1,6 @@
 """Records: an analysis without its training, grown run by run, and never mixed."""
 
+import hashlib
 import json
 import shutil
 
@@ -8,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from ccdlib import cli
-from ccdlib.analyses import experiment
+from ccdlib.analyses import Experiment, experiment
 from ccdlib.base import paths
 from ccdlib.base.registry import CcdError
 from ccdlib.evidence.records import FILE, Records
@@ -328,6 +329,27 @@ def test_how_many_seeds_a_claim_needs(kept, lab, capsys):
     assert 2 <= int(detect) <= int(exclude)
     code, error = refused(capsys, "power", STEM, "--profile", PROFILE, "--difference", "0")
     assert (code, "give the size of an effect in points, above 0" in error) == (2, True)
+
+
+def test_the_networks_that_figures_need_are_published_with_a_card(lab):
+    configs = [RunConfig(n_train=20, epochs=1, seed=seed) for seed in range(3)]
+    trained = [fit(config, show="none") for config in configs]
+    shown = Experiment({"a": configs}, (), networks={"a": 2}).shown
+    assert [folder.config for folder in shown] == configs[:2]
+    records = Records(lab / FILE)
+    records.add([folder_of(config) for config in configs])
+    records.publish(shown)
+    published = sorted((lab / "networks").glob("*/card.json"))
+    assert {file.parent.name for file in published} == {folder.path.name for folder in shown}
+    card = json.loads((lab / "networks" / shown[0].path.name / "card.json").read_text())
+    assert (card["model"], card["accuracy"], card["seed"], card["licence"]) == ("resnet8", trained[0].accuracy, 0, "Apache-2.0")
+    weights = (lab / "networks" / shown[0].path.name / "weights.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == card["sha256"]
+    assert {"config", "data", "provenance"} <= card.keys()
+    shutil.rmtree(lab / "outputs" / "runs")
+    assert Records(lab / FILE).result(configs[0]).model()
+    with pytest.raises(CcdError, match="only its record"):
+        Records(lab / FILE).result(configs[2]).model()
 
 
 def test_a_published_network_is_found(kept, lab):

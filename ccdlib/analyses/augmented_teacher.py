@@ -4,6 +4,8 @@ from ccdlib.analyses.common import needs_of, seeds_needed, students_of, teachers
 from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.evidence.stats import more, no_better
 
+SHOWN = 3  # teachers of each kind of whose answers there is a figure
+
 
 @EXPERIMENTS.add("02_augmented_teacher")
 def augmented_teacher(p: Parameters) -> Experiment:
@@ -37,4 +39,4 @@ def augmented_teacher(p: Parameters) -> Experiment:
     trained = {arm: "with JDA" if "teacher + JDA" in arm else "without JDA" for arm in arms}
     who = {arm: "the teacher" if arm.startswith("teacher") else f"student, {arm.partition(' from ')[0]}" for arm in arms}
     facts = {arm: {"who": who[arm], "teacher": trained[arm]} for arm in arms}
-    return Experiment(arms, claims, facts)
+    return Experiment(arms, claims, facts, networks={"teacher": SHOWN, "teacher + JDA": SHOWN})

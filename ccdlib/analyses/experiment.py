@@ -29,7 +29,8 @@ class Experiment:
     arms: {name of an arm: its RunConfigs, one for each seed}; Checkpoints are teachers that are not trained here. Arms are
     paired: all have the same seeds in the same order, of which costly arms may have only the first ones. claims: declared
     together with the arms, so before any result. facts: {arm: {name: value}} for tables and axes; the fact "baseline" names the
-    arm over which the arm's gain is taken. checked: whether check() has been passed; otherwise the training begins with it.
+    arm over which the arm's gain is taken. networks: {arm: n}, where figures need the networks of an arm's first n seeds, which
+    are then published with the records. checked: whether check() has been passed; otherwise the training begins with it.
     trainings: those under way. records: of runs that need not be trained where the run store lacks them.
     Errors: CcdError for fewer than two seeds, arms that are not paired, and claims about arms that do not exist.
     """
@@ -37,6 +38,7 @@ class Experiment:
     arms: Mapping[str, list[RunConfig | Checkpoint]]
     claims: tuple[Claim, ...]
     facts: Mapping[str, dict] = field(default_factory=dict)
+    networks: Mapping[str, int] = field(default_factory=dict)
     checked: bool = field(default=False, compare=False)
     trainings: Trainings | None = field(default=None, compare=False, repr=False)
     records: Records | None = field(default=None, compare=False, repr=False)
@@ -110,6 +112,12 @@ class Experiment:
     def _trained(self):
         """The RunConfigs of all arms; a run of two arms is listed twice."""
         return [config for configs in self.arms.values() for config in configs if isinstance(config, RunConfig)]
+
+    @property
+    def shown(self) -> list[Folder]:
+        """The Folders of the runs whose networks are published."""
+        configs = [config for arm, n in self.networks.items() for config in self.arms[arm][:n]]
+        return [folder_of(config) for config in configs if isinstance(config, RunConfig)]
 
     def check(self) -> None:
         """Check that all runs can be trained. Errors: CcdError."""

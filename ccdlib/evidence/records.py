@@ -27,7 +27,8 @@ from ccdlib.training.identity import PROTOCOL, identity
 from ccdlib.training.store import Folder
 
 FORMAT = 1
-FILE = "records.jsonl"
+FILE, CARD = "records.jsonl", "card.json"
+LICENCE = "Apache-2.0"  # of the networks; that of their data is in its own card
 WAY = ("device", "precision", "portable", "protocol")  # what all records of a file share
 METRICS = ("accuracy", "best_on_test", "best_on_test_epoch", "train_images", "test_images", "seconds", "teacher_accuracy")
 KNOWN = ("epoch", "lr", "seconds", "train_accuracy", "test_accuracy")  # columns of curves that are no terms of a loss
@@ -121,6 +122,25 @@ class Records:
             write_whole(self.path, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
             self.__dict__.pop("digest", None)
         return len(self.lines) - before
+
+    def publish(self, folders: Iterable[Folder]) -> None:
+        """Put the networks of recorded runs that are finished here beside the records, each with a card.
+
+        The card has model, configuration, data, accuracy, seed, sha256, licence and provenance.
+        """
+        for folder in folders:
+            line, target = self.lines.get(folder.path.name), self.path.parent / "networks" / folder.path.name
+            if line and folder.finished and not (target / CARD).exists():
+                write_whole(target / "weights.safetensors", folder.file("weights.safetensors").read_bytes())
+                card = {name: line[name] for name in ("run", "config", "accuracy")}
+                card |= {
+                    "model": folder.config.model,
+                    "seed": folder.config.seed,
+                    "sha256": line["weights"],
+                    "licence": LICENCE,
+                }
+                card |= {"data": self.facts["data"], "provenance": self.facts["provenance"][line["provenance"]]}
+                write_whole(target / CARD, json.dumps(card, indent=1) + "\n")
 
     def _add(self, folder):
         folder.verify()

@@ -220,7 +220,9 @@ class Analysis:
     def _record(self):
         """Add the runs that were trained here to the records in the folder of results."""
         try:
-            Records(self.folder / FILE).add(folder for _, folder in self._experiment.runs.values())
+            records = Records(self.folder / FILE)
+            records.add(folder for _, folder in self._experiment.runs.values())
+            records.publish(self._experiment.shown)
         except CcdError as error:  # such as runs of another precision: their results are kept all the same
             print(f"Not recorded: {error}")
 

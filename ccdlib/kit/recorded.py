@@ -72,6 +72,7 @@ def write(name: str, profile: str) -> str:
     planned = analyses.experiment(path.stem, values)
     records, runs = Records(file), [folder for _, folder in planned.runs.values()]
     added = records.add(runs)
+    records.publish(planned.shown)
     there = sum(records.has(folder.config) for folder in runs)
     return f"{path.stem}: {added} new, {there} of {len(runs)} runs are recorded in {paths.shown(file)}"
 
