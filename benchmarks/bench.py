@@ -359,20 +359,20 @@ def paper(repeats):
 
 @section
 def reproduce(repeats):
-    """`make reproduce` without the set-up: new, again, and in the fastest precision; and digits in lite."""
-    ccd, both = str(Path(sys.executable).with_name("ccd")), ["run", "00_quickstart", "--profile"]
-    profile = [] if DRY else ["class"]
-    quick = [*both[:2]] if DRY else [*both, *profile]
+    """`make reproduce` without the set-up: new, again, and in the fastest precision; and from the records of lite."""
+    ccd, notebook = str(Path(sys.executable).with_name("ccd")), ["run", "00_quickstart"]
+    quick = [ccd, *notebook, "--profile", "smoke" if DRY else "class", "--from", "scratch"]
     for more in ([], ["-p", "precision", "fast"]):
         with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
-            first = _process([ccd, *quick, *more], CCD_OUTPUTS=folder)[0]
+            first = _process([*quick, *more], CCD_OUTPUTS=folder)[0]
             trained = sum(json.loads(file.read_text())["seconds"] for file in Path(folder).glob("runs/*/metrics.json"))
-            again = _process([ccd, *quick, *more], CCD_OUTPUTS=folder)[0]
+            again = _process([*quick, *more], CCD_OUTPUTS=folder)[0]
             shared = trained / (1 if DEVICE.type == "cuda" else cores())
         row = {"seconds": first, "of training": shared, "over it": first - shared, "again": again}
         yield {"what": f"make reproduce{' in ' + more[-1] if more else ''}"} | row
     if not DRY:
-        yield {"what": "00_quickstart in lite (digits, 50 runs)", "seconds": _process([ccd, *both, "lite"])[0]}
+        records = [ccd, *notebook, "--profile", "class", "--from", "records"]
+        yield {"what": "00_quickstart in class, from records", "seconds": _process(records)[0]}
 
 
 @section
@@ -388,16 +388,16 @@ def starting(repeats):
         taken = [_process([sys.executable, "-c", code])[0] for _ in range(repeats)]
         yield {"what": what, "seconds": median(taken), "least": min(taken), "most": max(taken)}
     ccd = str(Path(sys.executable).with_name("ccd"))
-    taken = [_process([ccd, "run", "00_quickstart"])[0] for _ in range(min(repeats, 2))]
+    taken = [_process([ccd, "run", "00_quickstart", "--profile", "smoke"])[0] for _ in range(min(repeats, 2))]
     yield {"what": "00_quickstart in smoke", "seconds": median(taken), "least": min(taken), "most": max(taken)}
 
 
 @section
 def notebooks(repeats):
-    """All notebooks in smoke with nbval, as `make test` runs them."""
+    """All notebooks with nbval, from their records, as `make test` and `make drills` check them."""
     command = "-m pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env notebooks"
     taken, _ = _process([sys.executable, *command.split()], OMP_NUM_THREADS="1", CCD_JOBS="1")
-    yield {"what": "all notebooks in smoke, nbval", "seconds": taken}
+    yield {"what": "all notebooks from records, nbval", "seconds": taken}
 
 
 def _process(command, **environment):
