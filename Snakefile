@@ -17,10 +17,10 @@ def planned():
     from ccdlib.base.paths import outputs
     from ccdlib.kit.batch import Grid, expected, summary
 
-    kept = outputs() / ".batch" / config.get("profile", "smoke") / "plan.json"
+    kept = outputs() / ".batch" / config.get("profile", "lite") / "plan.json"
     if not workflow.is_main_process and kept.exists():  # a job on another machine does what was planned
         return kept
-    grid = Grid(config.get("profile", "smoke"), str(config.get("notebooks", "")).split())
+    grid = Grid(config.get("profile", "lite"), str(config.get("notebooks", "")).split())
     grid.forget()
     if workflow.output_settings.dryrun:  # workflow.dryrun is not known yet
         print(summary(grid, expected(grid)), file=sys.stderr)

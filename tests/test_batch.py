@@ -25,6 +25,7 @@ from ccdlib.base import paths
 from ccdlib.base.arithmetic import SWITCHES
 from ccdlib.base.files import write_whole
 from ccdlib.base.registry import CcdError
+from ccdlib.base.sources import code_of
 from ccdlib.kit import batch, door, engine, jobs, outlook, verdicts
 from ccdlib.kit import finished as kept
 from ccdlib.kit.batch import PAGE as PAGE_JOB
@@ -424,7 +425,7 @@ def test_a_change_reruns_what_depends_on_it_and_nothing_else(done, monkeypatch):
 def test_the_librarys_hash_sees_code_and_no_comments(tmp_path):
     def of(text):
         (tmp_path / "a.py").write_text(text)
-        return kept._code(tmp_path / "a.py")
+        return code_of(tmp_path / "a.py")
 
     plain = of('"""One."""\ndef f(x):\n    """Two."""\n    return x\n')
     assert of('"""Other."""\ndef f(x):  # why\n    """Words."""\n    return x\n') == plain
@@ -520,13 +521,13 @@ def test_a_job_whose_runs_have_changed_since_the_plan_is_refused(lab):
 
 
 def test_a_summary_stays_short_whatever_has_failed():
-    grid = Grid("lite", ["00_quickstart"], check=False)
+    grid = Grid("paper_wrn_40_1", ["05_compatibility"], check=False)
     watch, lines = watched(grid, [(job, "failed") for job in grid.cohorts if job.startswith("ce-")])
     assert not watch.end(paths.outputs())
     failed, waiting = (sum(job.startswith("ce-") == begun for job in grid.cohorts) for begun in (True, False))
     summary = lines[lines.index(next(line for line in lines if "jobs done in" in line)) :]
     assert f"not begun: {waiting} cohorts" in summary
-    assert "not begun: 00_quickstart" in summary
+    assert "not begun: 05_compatibility" in summary
     assert sum(line.startswith("failed: ") for line in summary) == 10
     assert any(f"also failed: {failed - 10} more jobs" in line for line in summary)
     assert len(summary) < 30
@@ -559,10 +560,10 @@ def test_a_run_may_end_while_the_expected_time_is_measured(lab, monkeypatch):
 
 
 def test_shared_runs_are_one_job_and_teachers_come_first():
-    grid = Grid("lite", ["00_quickstart", "04_few_shot"])
+    grid = Grid("smoke", ["05_compatibility", "06_ccd"])
     names = [folder.path.name for cohort in grid.cohorts.values() for folder in cohort]
     assert len(names) == len(set(names))
-    shared = {folder.path.name for folder in grid.runs["00_quickstart"]} & {f.path.name for f in grid.runs["04_few_shot"]}
+    shared = {folder.path.name for folder in grid.runs["05_compatibility"]} & {f.path.name for f in grid.runs["06_ccd"]}
     assert shared
     order = {job: k for k, job in enumerate(grid.missing())}
     assert set(order) - {PAGE_JOB} == {*grid.cohorts, *grid.stems}
@@ -574,8 +575,8 @@ def test_shared_runs_are_one_job_and_teachers_come_first():
 
 
 def test_wrong_names_are_refused(lab):
-    with pytest.raises(CcdError, match="unknown profile 'lite'. .*Allowed: smoke, tiny"):
-        Grid("lite")
+    with pytest.raises(CcdError, match="unknown profile 'smoke'. .*Allowed: lite, tiny"):
+        Grid("smoke")
     with pytest.raises(CcdError, match="unknown notebook '00_quickstrat'. Did you mean '00_quickstart'"):
         Grid(PROFILE, ["00_quickstrat"])
     grid = Grid(PROFILE)
@@ -585,7 +586,8 @@ def test_wrong_names_are_refused(lab):
 
 def test_a_notebook_whose_data_is_not_here_is_left_out_unless_it_is_named(monkeypatch):
     stems = [path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")]
-    monkeypatch.setattr(batch, "experiment", lambda stem, values: Experiment({"x": [RunConfig(), RunConfig(seed=1)]}, ()))
+    two = Experiment({"x": [RunConfig(), RunConfig(seed=1)]}, ())
+    monkeypatch.setattr(batch.recorded, "experiment", lambda stem, values, profile: two)
     grid = Grid("paper")
     assert grid.absent == {"07_imagenet": "imagenet:data/imagenet"}
     assert set(grid.stems) == set(stems) - {"07_imagenet"}

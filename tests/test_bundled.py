@@ -159,7 +159,7 @@ def test_what_no_bundled_teacher_fits_is_refused(change, says):
 
 
 def test_a_bundled_teacher_stands_in_the_table_and_is_not_trained(capsys):
-    small = {"n_train": 20, "student_epochs": 1, "evaluations": 1}
+    small = {"n_train": 20, "student_epochs": 1, "evaluations": 1, "lengths": []}
     run = Analysis("00_quickstart")
     run.parameters = parameters(**small)
     plan = run.experiment()

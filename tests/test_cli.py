@@ -34,6 +34,9 @@ def ended(capsys, *arguments):
 def test_the_commands_that_were_asked_for_are_there():
     assert {
         "run",
+        "record",
+        "check",
+        "power",
         "fit",
         "plan",
         "batch",

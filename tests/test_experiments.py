@@ -128,7 +128,8 @@ def test_the_arms_of_03_have_the_inputs_and_steps_they_say():
 
 def test_the_arms_of_05():
     planned = experiment("05_compatibility", parameters("05_compatibility", "paper_vgg13"))
-    assert len(planned.claims) == 12
+    assert len(planned.claims) == 12 + 1
+    assert planned.claims[-1].statement == "on average over 12 methods JDA helps"
     for name, facts in planned.facts.items():
         runs = planned.arms[name]
         assert {run.views for run in runs} == {{"none": "none", "rotation": "rotation", "JDA": "cifar100"}[facts["views"]]}

@@ -79,6 +79,20 @@ def mirror(images, magnitude):
 
 ccdlib.VIEWS.add("mirrored")(ccdlib.Policy("mirrored", 1.0, (("mirror", 5),)))
 """
+TWINS_ROW = """
+import ccdlib
+
+@ccdlib.TWINS.add("even", by_image=True)
+def even(original, augmented, labels):
+    return labels % 2 == 0
+"""
+ANSWERS_ROW = """
+import ccdlib
+
+@ccdlib.ANSWERS.add("softer", by_image=True)
+def softer(augmented):
+    return 0.5 * augmented
+"""
 WEIGHT = """
 import torch
 import ccdlib
@@ -116,6 +130,20 @@ ROWS = {
     "policy": ("twice", POLICY, "0.5", "0.25", {"views": "twice"}),
     "views": ("brighter", RULE, "MOST = 50", "MOST = 60", {"views": "brighter"}),
     "op": ("mirror", OP, "flip(3)", "flip(2)", {"views": "mirrored"}),
+    "choice of twins": (
+        "even",
+        TWINS_ROW,
+        "% 2 == 0",
+        "% 2 == 1",
+        {"method": "kd_twins", "views": "cifar100", "settings": {"twins": "even"}},
+    ),
+    "answers": (
+        "softer",
+        ANSWERS_ROW,
+        "0.5 *",
+        "0.25 *",
+        {"method": "kd_twins", "views": "cifar100", "settings": {"answers": "softer"}},
+    ),
     "weight": ("half", WEIGHT, "0.5 *", "0.25 *", {"method": "ccd", "views": "cifar100", "settings": {"weight": "half"}}),
     "model": ("tiny", NETWORK, "nn.ReLU()", "nn.LeakyReLU()", ALONE | {"model": "tiny"}),
     "dataset": ("stripes", DATA, "::2", "::3", ALONE | {"data": "stripes", "n_train": None}),
@@ -277,7 +305,7 @@ def test_a_cohort_and_a_table_take_it(tmp_path):
     assert comparable()["mine"] == "mine"
     pair = [ccdlib.RunConfig(**STUDENT), ccdlib.RunConfig(**STUDENT | {"method": "mine"})]
     assert [result.config.method for result in ccdlib.fit_cohort(pair, show="none")] == ["kd", "mine"]
-    parameters = ccdlib.Analysis("05_compatibility").parameters | {"methods": ["kd", "mine"]}
+    parameters = ccdlib.Analysis("05_compatibility", "smoke").parameters | {"methods": ["kd", "mine"]}
     planned = ccdlib.experiment("05_compatibility", parameters)
     assert "mine + JDA" in planned.arms
     assert any("mine gains from JDA" in claim.statement for claim in planned.claims)
@@ -337,6 +365,8 @@ def test_the_examples_of_the_page_are_trained_as_they_stand():
         {"model": added["model"]},
     ]
     uses.append({"method": "ccd", "views": "cifar100", "settings": {"weight": added["weight"]}})
+    parts = {"twins": added["choice of twins"], "answers": added["answers"]}
+    uses.append({"method": "kd_twins", "views": "cifar100", "settings": parts})
     for what in [*uses, ALONE | {"data": added["dataset"], "n_train": None}]:
         assert ccdlib.fit(ccdlib.RunConfig(**STUDENT | what), show="none").accuracy >= 0
 

@@ -441,7 +441,7 @@ STUDENTS = [name for name in METHODS if METHODS[name].teacher == "needed" and no
 
 def student(method, model="resnet8", **changes):
     settings = {"negatives": 8} if method == "crd" else {}
-    views = "cifar100" if method == "ccd" else "none"
+    views = "cifar100" if METHODS[method].pairs else "none"
     teacher = teacher_of_method(method, TEACHER.but(model=model))
     given = {"model": model, "n_train": 40, "epochs": 1, "batch": 20, "views": views, "settings": settings}
     return RunConfig(**given | changes, method=method, teacher=teacher)

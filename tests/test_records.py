@@ -14,10 +14,14 @@ from ccdlib.base import paths
 from ccdlib.base.registry import CcdError
 from ccdlib.evidence.records import FILE, Records
 from ccdlib.kit import recheck, recorded
+from ccdlib.kit.batch import Grid
 from ccdlib.kit.parameters import find, profile_parameters
 from ccdlib.training import RunConfig, cohort, fit, folder_of, identity
+from ccdlib.training import config as config_module
 from ccdlib.training.schedule import unfinished
+from ccdlib.training.store import Folder
 
+ROOT_NOTEBOOKS = paths.NOTEBOOKS
 STEM, PROFILE = "00_quickstart", "tiny"
 TINY = {"data": "digits", "teacher": "train", "n_teacher": 20, "n_train": 20, "teacher_model": "resnet8", "seeds": 3}
 TINY |= {"teacher_epochs": 1, "student_epochs": 4, "evaluations": 2, "lengths": [], "portable": False, "precision": "auto"}
@@ -38,7 +42,6 @@ def lab(tmp_path, monkeypatch):
     monkeypatch.setenv("CCD_JOBS", "1")
     for name, path in {"ROOT": root, "NOTEBOOKS": root / "notebooks", "PARAMS": root / "params"}.items():
         monkeypatch.setattr(paths, name, path)
-    recorded.lacking.cache_clear()
     return root
 
 
@@ -48,23 +51,24 @@ def planned():
 
 @pytest.fixture(scope="module")
 def _once(tmp_path_factory):
-    """All runs of the profile, trained once for all tests: their Results, and the text of their records."""
+    """All runs of the profile, trained once for all tests: their Results, and a folder with their records and networks."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CCD_OUTPUTS", str(folder))
         patch.setenv("CCD_JOBS", "1")
         plan = experiment(STEM, profile_parameters(find(STEM), "smoke") | TINY)
         results = plan.train()
-        assert Records(folder / FILE).add(run for _, run in plan.runs.values()) == 15
-    return results, (folder / FILE).read_text()
+        records = Records(folder / "records" / FILE)
+        assert records.add(run for _, run in plan.runs.values()) == 15
+        records.publish(plan.shown)
+    return results, folder / "records"
 
 
 @pytest.fixture
 def kept(lab, _once):
     """The lab with the records of all runs, and without their weights; the Results that they had."""
-    results, text = _once
-    file_of(lab).parent.mkdir(parents=True)
-    file_of(lab).write_text(text)
+    results, folder = _once
+    shutil.copytree(folder, file_of(lab).parent)
     return results
 
 
@@ -164,6 +168,7 @@ def test_records_grow_run_by_run_and_stay_as_they_are(lab):
     [
         ({"precision": "bfloat16"}, "precision bfloat16 instead of float32. Records are not mixed"),
         ({"portable": True}, "portable True instead of False. Records are not mixed"),
+        ({"data": "objects"}, "data {.*objects.*} instead of {.*digits.*}. Records are not mixed"),
     ],
 )
 def test_records_are_not_mixed(lab, change, says):
@@ -187,32 +192,92 @@ def test_a_run_of_another_protocol_is_not_recorded(lab, monkeypatch):
         Records(lab / FILE).add([folder])
 
 
+def as_bfloat16(file):
+    """Pretend that all records of a file were computed in bfloat16, under the names that their runs would have then."""
+    first, *lines = file.read_text().splitlines()
+    head = json.dumps(json.loads(first) | {"precision": "bfloat16"})
+    file.write_text("\n".join([head, *lines]) + "\n")
+    records = Records(file)
+    configs = {folder.path.name: folder.config for folder in every_folder()}
+    renamed = [json.dumps(line | {"run": records.name(configs[line["run"]])}) for line in map(json.loads, lines)]
+    file.write_text("\n".join([head, *renamed]) + "\n")
+    for network in (file.parent / "networks").iterdir():
+        network.rename(network.with_name(records.name(configs[network.name])))
+    return renamed
+
+
+def every_folder():
+    return [folder for _, folder in experiment(STEM, profile_parameters(find(STEM), PROFILE)).runs.values()]
+
+
 def test_what_is_trained_beside_records_computes_as_they_do(kept, lab):
     file = file_of(lab)
-    first, *lines = file.read_text().splitlines()
-    file.write_text("\n".join([json.dumps(json.loads(first) | {"precision": "bfloat16"}), *lines]) + "\n")
-    every = planned().runs.values()
-    assert not any(folder.recorded for _, folder in every), "as bfloat16 they would have other names"
-    records = Records(file)
-    names = [records.name(folder.config) for _, folder in every]
-    half = [json.loads(line) | {"run": name} for line, name in zip(lines, names, strict=False)][:-1]
-    file.write_text("\n".join([json.dumps(json.loads(first) | {"precision": "bfloat16"}), *map(json.dumps, half)]) + "\n")
-    with pytest.raises(
-        CcdError, match="would be trained here in float32; the records are bfloat16, and the two are not compared"
-    ):
-        _ = planned().runs
+    renamed = as_bfloat16(file)
+    assert len(planned().read) == 15, "precision auto leaves it to the machine"
+    file.write_text("\n".join([file.read_text().splitlines()[0], *renamed[:-1]]) + "\n")
+    with pytest.raises(CcdError, match=r"\(bfloat16, on cpu\) and others computed in another way \(float32, on cpu\)"):
+        planned()
+
+
+def test_what_is_stored_beside_records_was_computed_as_they_were(kept, lab, monkeypatch):
+    as_bfloat16(file_of(lab))
+    fit(kept["KD"][0].config, show="none")
+    with pytest.raises(CcdError, match="would be read from records .* and the two are not compared. Give the precision"):
+        planned()
+    monkeypatch.setenv("CCD_FROM", "records")
+    assert len(planned().read) == 15, "the run store is not looked at"
 
 
 def test_records_are_found_on_a_machine_that_would_compute_in_another_way(kept, lab, monkeypatch):
     records = Records(file_of(lab))
     config = kept["KD"][0].config
+    monkeypatch.setattr(config_module, "best_device", lambda: torch.device("cuda"))
+    assert config.arithmetic().precision == "bfloat16", "what auto means on a GPU"
     facts = identity.identity(config, lambda c: cohort.whole_data(c).facts, "cuda")
-    assert facts["precision"] == "bfloat16", "what auto means on a GPU"
-    assert records.name(config) == folder_of(config).path.name
+    assert Folder(config, facts).path.name not in records.lines
+    assert records.name(config) in records.lines
     assert records.has(config)
     assert records.has(config.but(precision="float32"))
-    assert not records.has(config.but(precision="bfloat16")), "which asks for another run"
-    assert not records.has(config.but(epochs=5))
+    assert not records.has(config.but(precision="fast")), "which is bfloat16 there"
+    for change in ({"precision": "bfloat16"}, {"portable": True}, {"epochs": 5}):
+        assert not records.has(config.but(**change)), "which asks for another run"
+
+
+def test_own_records_stand_beside_published_ones_and_other_notebooks(kept, lab, monkeypatch, no_training):
+    published, text = file_of(lab), file_of(lab).read_text().splitlines()
+    first, *lines = text
+    published.write_text("\n".join([first, *lines[:5]]) + "\n")
+    own = lab / "elsewhere" / PROFILE / STEM / FILE
+    shutil.copytree(published.parent, own.parent)
+    own.write_text("\n".join([first, *lines[4:9]]) + "\n")
+    other = lab / "outputs" / PROFILE / "01_joint_augmentation" / FILE
+    other.parent.mkdir()
+    other.write_text("\n".join([first, *lines[9:]]) + "\n")
+    monkeypatch.setenv("CCD_OUTPUTS", str(lab / "elsewhere"))
+    assert len(planned().train()["KD"]) == 3
+    other.write_text("\n".join([json.dumps(json.loads(first) | {"device": "cuda"}), *lines[9:]]) + "\n")
+    assert len(planned().read) < 15, "records of another kind are left aside"
+
+
+def test_what_is_published_stays_in_own_records(kept, lab, monkeypatch):
+    monkeypatch.setenv("CCD_OUTPUTS", str(lab / "elsewhere"))
+    assert "0 new, 15 of 15 runs are recorded" in ccd("record", STEM, "--profile", PROFILE)
+    own = lab / "elsewhere" / PROFILE / STEM / FILE
+    assert own.read_text() == file_of(lab).read_text()
+
+
+def test_a_batch_needs_what_one_of_its_notebooks_needs(kept, lab):
+    second = lab / "notebooks" / "01_joint_augmentation.ipynb"
+    shutil.copy(ROOT_NOTEBOOKS / second.name, second)
+    values = {**TINY, "ops": ["invert"], "single_p": 1.0, "left_out": False}
+    values.pop("lengths")
+    text = "\n".join(f"{name}: {json.dumps(value)}" for name, value in values.items())
+    (lab / "params" / PROFILE / "01_joint_augmentation.yaml").write_text(text + "\n")
+    grid = Grid(PROFILE)
+    missing = {job for job in grid.missing() if job in grid.cohorts}
+    assert missing
+    for job in grid.missing():
+        assert {needed for needed in grid.needs(job) if needed in grid.cohorts} <= missing
 
 
 def test_from_records_trains_nothing_and_says_what_is_missing(kept, lab, capsys, monkeypatch):
@@ -222,7 +287,7 @@ def test_from_records_trains_nothing_and_says_what_is_missing(kept, lab, capsys,
     file.write_text("\n".join(file.read_text().splitlines()[:-2]) + "\n")
     code, error = refused(capsys, "run", STEM, "--profile", PROFILE, "--from", "records")
     assert code == 2
-    assert "runs are neither recorded in outputs/tiny/00_quickstart/records.jsonl nor in the run store" in error
+    assert "2 of 15 runs of 00_quickstart have no record, or lack the network that a figure needs" in error
     assert "`ccd plan 00_quickstart --profile tiny` lists them" in error
     monkeypatch.setenv("CCD_FROM", "recrods")
     with pytest.raises(CcdError, match=r"unknown \$CCD_FROM 'recrods'. Did you mean 'records'"):
@@ -235,14 +300,15 @@ def test_from_scratch_looks_at_no_records(kept, monkeypatch):
     assert len(unfinished(folder for _, folder in planned().runs.values())) == 15
 
 
-def test_published_records_are_found_from_another_outputs_folder(kept, lab, monkeypatch, no_training):
-    monkeypatch.setenv("CCD_OUTPUTS", str(lab / "elsewhere"))
-    assert len(planned().train()["KD"]) == 3
-    assert recorded.lacking(STEM, PROFILE) == ""
-
-
 @pytest.mark.parametrize(
-    "damage", [lambda text: text[:-40], lambda text: text.replace('"format":1', '"format":9'), lambda text: "[]\n" + text]
+    "damage",
+    [
+        lambda text: text[:-40],
+        lambda text: text.replace('"format":1', '"format":9'),
+        lambda text: "[]\n" + text,
+        lambda text: text + text.splitlines()[1] + "\n",
+        lambda text: text.replace('"provenance":0', '"provenance":7', 1),
+    ],
 )
 def test_records_that_cannot_be_read_are_refused(kept, lab, damage):
     file_of(lab).write_text(damage(file_of(lab).read_text()))
@@ -352,9 +418,37 @@ def test_the_networks_that_figures_need_are_published_with_a_card(lab):
         Records(lab / FILE).result(configs[2]).model()
 
 
+def test_a_network_with_other_bits_is_neither_published_nor_taken(lab):
+    config = RunConfig(n_train=20, epochs=1)
+    fit(config, show="none")
+    folder, records = folder_of(config), Records(lab / FILE)
+    records.add([folder])
+    file = lab / FILE
+    file.write_text(file.read_text().replace(records.line(config)["weights"], "0" * 64))
+    records = Records(file)
+    records.publish([folder])
+    assert not (lab / "networks").exists()
+    target = lab / "networks" / folder.path.name
+    target.mkdir(parents=True)
+    shutil.copy(folder.file("weights.safetensors"), target)
+    assert not records.has_network(config)
+
+
+def test_one_run_that_is_refused_keeps_no_other_from_being_recorded(lab):
+    configs = [RunConfig(n_train=20, epochs=1, seed=seed) for seed in range(3)]
+    for config in configs:
+        fit(config, show="none")
+    folders = [folder_of(config) for config in configs]
+    folders[1].file("curves.csv").write_text("epoch\n")
+    with pytest.raises(CcdError, match="curves.csv is damaged"):
+        Records(lab / FILE).add(folders)
+    assert {*Records(lab / FILE).lines} == {folders[0].path.name, folders[2].path.name}
+
+
 def test_a_published_network_is_found(kept, lab):
     records = Records(file_of(lab))
-    config = kept["teacher"][0].config
+    assert records.has_network(kept["teacher"][0].config), "of the teacher whose answers a figure shows"
+    config = kept["teacher"][1].config
     assert not records.has_network(config)
     trained = fit(config, show="none")
     folder = file_of(lab).parent / "networks" / records.name(config)

@@ -86,7 +86,7 @@ def test_an_answer_says_what_would_change_our_mind():
     assert "**What would change our mind.** A verdict turns if the interval of a repetition" in text
     assert "Nearest to it, in half-widths of its interval, is the verdict on whether b beats a." in text
     assert "with the spread seen here, " in text
-    assert " seeds would show an effect of 1 points in 80 % of cases." in text
+    assert " seeds would show an effect of one point in 80 % of cases." in text
     open_only = answers.answer("?", "Here", [judged(values=(-1.0, 0.2, 1.0))])
     assert "A verdict turns" not in open_only
     assert "Of 1 claim, 1 stays open." in open_only

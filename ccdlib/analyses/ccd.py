@@ -30,7 +30,7 @@ def cosine_confidence(p: Parameters) -> Experiment:
     for weight in _weights(p):
         arms[f"CCD, {weight}"] = students_of(p, teachers, method="ccd", views=p["policy"], settings={"weight": weight})
     rivals = _rivals(p, teachers) if p["rivals"] else {}
-    return Experiment(arms | rivals, (*_weight_claims(p), *_rival_claims(p, rivals)))
+    return Experiment(arms | rivals, (*_weight_claims(p), *_rival_claims(p, rivals)), networks={"teacher": 1})
 
 
 def _weights(p):

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ccdlib.base import paths
+from ccdlib.base.devices import best_device
 from ccdlib.base.registry import CcdError, Registry
-from ccdlib.evidence.records import Records
+from ccdlib.evidence.records import Records, Way, way_of
 from ccdlib.evidence.stats import Claim, collapsed_seeds, said_of_collapse
 from ccdlib.models import Backbone
 from ccdlib.training.checks import check, data_of
@@ -31,7 +32,8 @@ class Experiment:
     together with the arms, so before any result. facts: {arm: {name: value}} for tables and axes; the fact "baseline" names the
     arm over which the arm's gain is taken. networks: {arm: n}, where figures need the networks of an arm's first n seeds, which
     are then published with the records. checked: whether check() has been passed; otherwise the training begins with it.
-    trainings: those under way. records: of runs that need not be trained where the run store lacks them.
+    trainings: those under way. records: of runs that need not be trained where the run store lacks them. alone: whether all
+    results come from records, and the run store is not looked at.
     Errors: CcdError for fewer than two seeds, arms that are not paired, and claims about arms that do not exist.
     """
 
@@ -42,6 +44,7 @@ class Experiment:
     checked: bool = field(default=False, compare=False)
     trainings: Trainings | None = field(default=None, compare=False, repr=False)
     records: Records | None = field(default=None, compare=False, repr=False)
+    alone: bool = field(default=False, compare=False)
 
     def __post_init__(self):
         seeds = {arm: [config.seed for config in configs] for arm, configs in self.arms.items()}
@@ -93,20 +96,33 @@ class Experiment:
         return found
 
     def _mark(self, folders):
-        """Say of each Folder whether its run is recorded. Errors: CcdError where others would be computed in another way."""
-        for folder in folders.values():
-            folder.recorded = self.records.has(folder.config)
-        others = unfinished(folders.values())
-        for student in others:
+        """Say of each Folder whether its record is enough. Errors: CcdError where others are computed in another way."""
+        shown = {folder.path.name for folder in self.shown}
+        for name, folder in folders.items():
+            folder.recorded = self.records.has(folder.config) and (name not in shown or self.records.has_network(folder.config))
+        for student in [] if self.alone else unfinished(folders.values()):
             for teacher in with_teachers(student.config.teacher):
                 folders[folder_of(teacher).path.name].recorded = False
-        here = {folder.config.arithmetic() for folder in others} - {self.records.arithmetic}
-        if here and any(folder.recorded for folder in folders.values()):
+        read = self._read(folders.values())
+        others = [folder for folder in folders.values() if folder not in read] if read and not self.alone else []
+        kinds = {way_of(folder)[:3] if folder.finished else _way_here(folder.config) for folder in others}
+        if kinds - {self.records.way[:3]}:
+            said = "; ".join(Way(*kind, 0).said for kind in sorted(kinds - {self.records.way[:3]}))
             raise CcdError(
-                f"{len(others)} runs are not recorded and would be trained here in {here.pop().said}; the records are "
-                f"{self.records.arithmetic.said}, and the two are not compared. Give the precision and `portable` of the "
-                "records, or train all with --from scratch"
+                f"{len(read)} runs would be read from records ({self.records.way.said}) and others computed in another way "
+                f"({said}), and the two are not compared. Give the precision, `portable` and device of the records, take all "
+                "from them with --from records, or train all with --from scratch"
             )
+
+    def _read(self, folders):
+        """Those of `folders` whose results are read from records."""
+        return [folder for folder in folders if folder.recorded and (self.alone or not folder.finished)]
+
+    @property
+    def read(self) -> list[str]:
+        """The names of the runs whose results are read from records, as the records name them."""
+        folders = [folder for _, folder in self.runs.values()] if self.records else []
+        return [self.records.name(folder.config) for folder in self._read(folders)]
 
     @property
     def _trained(self):
@@ -166,26 +182,22 @@ class Experiment:
 
     def _said_of_records(self):
         """How many runs the results of which are read from their records."""
-        folders = [folder for _, folder in self.runs.values()]
-        read = [folder for folder in folders if folder.recorded and not folder.finished]
+        read = self.read
         if not read:
             return ""
-        how = f"{self.records.arithmetic.said}, trained at {', '.join(self.records.commits)}"
-        return f"{len(read)} of {len(folders)} runs are read from {paths.shown(self.records.path)} ({how})"
+        how = f"{self.records.way.arithmetic.said}, trained at {', '.join(self.records.commits(read))}"
+        return f"{len(read)} of {len(self.runs)} runs are read from {paths.shown(self.records.path)} ({how})"
 
     def result(self, config: RunConfig | Checkpoint) -> Result:
-        """The Result of a run: from the run store, else from its record, else by training it."""
+        """The Result of a run: from the run store, else from its record, else by training it; where records are `alone`, from
+        its record."""
         if isinstance(config, Checkpoint):
             return measured(config, data_of(self._trained[0]))
         return self.records.result(config) if self._from_record(config) else fit(config, show="none")
 
-    def known(self, config: RunConfig | Checkpoint) -> bool:
-        """Whether the Result of a run is there without any training."""
-        return isinstance(config, Checkpoint) or folder_of(config).finished or self._from_record(config)
-
     def _from_record(self, config):
-        """Whether the run is recorded, and not in the run store."""
-        return bool(self.records) and not folder_of(config).finished and self.records.has(config)
+        """Whether the result of the run is read from its record."""
+        return bool(self.records) and (self.alone or not folder_of(config).finished) and self.records.has(config)
 
     def rows(self, results: Mapping[str, list[Result]]) -> list[dict]:
         """The results in long form, for figures: a dict for every arm with facts and every seed.
@@ -215,7 +227,7 @@ class Experiment:
         for arm, folder in self.runs.values():
             row, config = rows[arm], folder.config
             row["runs"] += 1
-            if folder.finished:
+            if folder.finished and not self.alone:
                 row["done"] += 1
                 row["seconds"] += folder.metrics["seconds"]
                 continue
@@ -229,6 +241,12 @@ class Experiment:
         for (_, row), seconds in zip(missing, expected, strict=True):
             row["expected"] += seconds
         return list(rows.values())
+
+
+def _way_here(config):
+    """The device and the arithmetic in which a run would be computed here."""
+    device = best_device().type if config.device == "auto" else config.device
+    return device, *config.arithmetic(device)
 
 
 def experiment(stem: str, parameters: Parameters) -> Experiment:

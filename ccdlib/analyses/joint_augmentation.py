@@ -45,7 +45,8 @@ def joint_augmentation(p: Parameters) -> Experiment:
     for op in ops if p["left_out"] else ():
         rest = tuple(dict.fromkeys(name for name in every if name != op))
         arms[f"without {op}"] = students_of(p, teachers, views=p["policy"], ops=rest)
-    return Experiment(arms, (*_view_claims(p), *_part_claims(p)))
+    # There is a figure of what every teacher makes of the ops.
+    return Experiment(arms, (*_view_claims(p), *_part_claims(p)), networks={"teacher": len(teachers)})
 
 
 def _view_claims(p):

@@ -45,7 +45,7 @@ def quickstart(p: Parameters) -> Experiment:
     if p["lengths"]:
         arms, facts = arms | _lengths(p, teachers), _facts(p)
         claims += _at_equal_compute(p)
-    return Experiment(arms, tuple(claims), facts)
+    return Experiment(arms, tuple(claims), facts, networks={"teacher": 1})
 
 
 def length_arm(p: Parameters, method: str, epochs: int) -> str:

@@ -1,6 +1,8 @@
 """Where notebooks, profiles, results and downloads are; never relative to the working directory, which notebooks change."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # The checkout with notebooks/ and params/. The library need not lie in it: an installed one finds it by $CCD_ROOT.
@@ -27,3 +29,16 @@ def shown(path: str | Path) -> str:
     """A path for people to read: relative to the checkout where it lies inside it."""
     path = Path(path)
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+@contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """Context in which an environment variable has a value, for this process and those that it starts."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before

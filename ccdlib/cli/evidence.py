@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from ccdlib.base.registry import CcdError
 from ccdlib.cli.options import NOTEBOOK, PROFILE, names_in
 from ccdlib.kit import batch as planner
 from ccdlib.kit import power as powers
@@ -22,8 +23,14 @@ def record(notebooks, profile):
     Records hold configuration, curves, accuracies and provenance, without weights. With them a notebook is executed in seconds,
     on any machine. Days and machines add to one file; runs of another precision or protocol are refused.
     """
+    refused = []
     for stem in notebooks or planner.stems_of(profile):
-        click.echo(recorded.write(stem, profile))
+        try:
+            click.echo(recorded.write(stem, profile))
+        except CcdError as error:
+            refused.append(f"{stem}: {error}")
+    if refused:
+        raise CcdError("\n".join(refused))
 
 
 @click.command(
@@ -43,7 +50,7 @@ def check(profile, notebooks, runs, sample):
     chosen = recheck.sample(profile, notebooks or planner.stems_of(profile), runs, sample)
     found = []
     for one in chosen:
-        found.append(recheck.again(one, profile))
+        found.append(recheck.again(one))
         click.echo(found[-1].said)
     if not all(one.passed for one in found):
         sys.exit(1)

@@ -302,12 +302,13 @@ def completion(shell):
 )
 @click.argument("notebooks", nargs=-1, required=True, **NOTEBOOK)
 def refresh(notebooks):
-    """Execute NOTEBOOKS under their own parameters, the profile lite, and keep the outputs in the notebooks themselves too.
+    """Execute NOTEBOOKS under their own parameters, the profile lite, from records alone, and keep the outputs in them.
 
-    There are no times in them, so the same results give the same bytes. With records this takes seconds.
+    There are no times in them, so the same results give the same bytes. A notebook whose records are not complete stays as it
+    is.
     """
-    for name in notebooks:
-        click.echo(paths.shown(door.refresh(name)))
+    for line in door.refresh(notebooks):
+        click.echo(line)
 
 
 @cli.command(short_help="Collect all published verdicts into docs/verdicts.md.", epilog="Example: ccd verdicts")
@@ -319,7 +320,7 @@ def verdicts():
 for command in (record, check, power):
     cli.add_command(command)
 
-TRAINING = {"run", "batch", "fit", "refresh", "job", "check"}  # commands that keep what they have trained
+TRAINING = {"run", "batch", "fit", "refresh", "job"}  # commands that keep what they have trained
 
 
 def main(arguments: list[str] | None = None) -> None:

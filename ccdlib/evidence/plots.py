@@ -270,8 +270,9 @@ def gains(
             ax.set_xlim(-limit, limit)
         _rows(ax, [_named(label, *(results[arm] for arm in pair)) for label, pair in compared.items()])
         ax.set_title(title)
-    n = len(values)
-    text = f"gain in test accuracy (points); {n} seeds, a dot each; {what(n)}, thin: all of a panel together"
+    seeds = sorted({min(len(results[arm]) for arm in pair) for compared in panels.values() for pair in compared.values()})
+    n = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    text = f"gain in test accuracy (points); {n}, a dot each; {what(seeds[0])}, thin: all of a panel together"
     caption(figure, text + (f"; grey: practically zero, within ± {margin:g}" if margin else ""))
     return figure
 

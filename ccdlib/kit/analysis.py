@@ -18,7 +18,6 @@ from ccdlib.base.reading import check_name
 from ccdlib.base.registry import CcdError, unknown
 from ccdlib.evidence import stats
 from ccdlib.evidence.published import SOURCE, published
-from ccdlib.evidence.records import FILE, Records
 from ccdlib.kit import answers, recorded
 from ccdlib.kit.parameters import CHECKED, DEFAULT, arithmetic_of, checksum, find, label, profile_parameters, title_of
 from ccdlib.training import Result, RunConfig
@@ -66,6 +65,8 @@ class Analysis:
         # A command that executes the notebook has checked its runs.
         checked = os.environ.get(CHECKED) == checksum(self.stem, self.parameters)
         self._experiment = replace(recorded.experiment(self.stem, self.parameters, self.asked), checked=checked)
+        if self._experiment.read:
+            self.arithmetic = self._experiment.records.way.arithmetic
         if not checked:
             self._experiment.check()
         return self._experiment
@@ -105,7 +106,7 @@ class Analysis:
         """A DataFrame, one row an arm, of results {arm: [Result, one a seed]}; gains are paired by seed.
 
         baseline: the arm that all others are compared with, or {arm: its own baseline}, arms without one left out.
-        Errors: CcdError for a baseline that is no arm, and for arms with different seeds.
+        Errors: CcdError for a baseline that is no arm, and for arms whose seeds are not the first of the longest arm's.
         """
         import pandas as pd
 
@@ -180,14 +181,17 @@ class Analysis:
     @property
     def source(self) -> str:
         """Where the numbers of this notebook come from, on a line: the code, the records, and the command."""
-        records = self._experiment.records if self._experiment else None
+        planned = self._experiment
         command = f"ccd run {self.stem} --profile {self.asked}" + ", with other parameters" * (self.profile != self.asked)
-        if not records:
+        read = planned.read if planned else []
+        if not read:
             return f"trained here; {command}"
-        return f"trained at {', '.join(records.commits)}; records {records.digest}; {command}"
+        part = "" if len(read) == len(planned.runs) else f"{len(read)} of {len(planned.runs)} runs "
+        records = planned.records
+        return f"{part}trained at {', '.join(records.commits(read))}; records {records.digest}; {command}"
 
     def save(self) -> None:
-        """Write results.json, last: a notebook is finished when it is there."""
+        """Write results.json, by which a notebook is finished, and add the runs that were trained here to the records."""
         if self._experiment and not self.claims:
             raise CcdError(
                 "the claims of the experiment are not judged yet: call analysis.judge(results) before analysis.save()"
@@ -213,16 +217,14 @@ class Analysis:
             "provenance": provenance(best_device()),
         }
         write_whole(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
-        if self._experiment:
+        if self._experiment and self.profile == self.asked:  # records are of profiles, without own parameters
             self._record()
         print(f"saved {self.profile}/{self.stem}/results.json")
 
     def _record(self):
-        """Add the runs that were trained here to the records in the folder of results."""
+        """Add the runs that were trained here to the records of the profile."""
         try:
-            records = Records(self.folder / FILE)
-            records.add(folder for _, folder in self._experiment.runs.values())
-            records.publish(self._experiment.shown)
+            recorded.keep(self._experiment, self.stem, self.asked)
         except CcdError as error:  # such as runs of another precision: their results are kept all the same
             print(f"Not recorded: {error}")
 

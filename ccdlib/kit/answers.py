@@ -76,12 +76,11 @@ def _what_would_change(claims: Sequence[Mapping[str, Any]]) -> str:
             f"Nearest to it, in half-widths of its interval, is the verdict on whether {nearest['claim']}."
         )
     open_ones = [claim for claim in claims if claim["verdict"] == "inconclusive" and len(claim["per_seed"]) == 1]
-    lines += [
-        f"Whether {claim['claim']}: with the spread seen here, {seeds} seeds would show an effect of 1 {claim['unit']} in "
-        f"{100 * POWER:g} % of cases."
-        for claim in open_ones
-        if (seeds := _seeds(claim))
-    ]
+    for claim in open_ones:
+        if seeds := _seeds(claim):
+            effect = f"one {claim['unit'].replace('points', 'point')}"
+            rate = f"{seeds} seeds would show an effect of {effect} in {100 * POWER:g} % of cases"
+            lines += [f"Whether {claim['claim']}: with the spread seen here, {rate}."]
     return " ".join([*lines, "Other images, other networks and longer trainings may give other answers."])
 
 

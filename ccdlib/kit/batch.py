@@ -24,7 +24,7 @@ from ccdlib.kit.parameters import DEFAULT, SMOKE, asked_for, present, profiles
 from ccdlib.training.checks import check_carried
 from ccdlib.training.config import RunConfig
 from ccdlib.training.forecast import expected_seconds, gpu_hours
-from ccdlib.training.schedule import Schedule, unfinished
+from ccdlib.training.schedule import Schedule, grouped, unfinished
 from ccdlib.training.store import Folder
 
 PAGE = "verdicts"  # the job that brings the verdict page up to date
@@ -67,6 +67,10 @@ class Grid:
         self.runs = {stem: [folder for _, folder in runs.values()] for stem, runs in found.items()}
         # {name of a run: (the first notebook that needs it, its arm there)}
         self.arm_of = {name: (stem, arm) for stem in reversed(found) for name, (arm, _) in found[stem].items()}
+        for folders in grouped((f for each in self.runs.values() for f in each), lambda folder: folder.path.name):
+            every = all(folder.recorded for folder in folders)  # one notebook may need the network of what another only reads
+            for folder in folders:
+                folder.recorded = every
         self.schedule = Schedule(folder for folders in self.runs.values() for folder in folders)
         self.cohorts, self.cohort_of = self.schedule.cohorts, self.schedule.cohort_of
 
@@ -151,7 +155,7 @@ class Grid:
     @lru_cache  # noqa: B019 (a grid lives as long as its process)
     def fingerprint(self, stem: str) -> str:
         """finished.fingerprint() of a notebook."""
-        return finished.fingerprint(*self.asked[stem], self.runs[stem])
+        return finished.fingerprint(*self.asked[stem], self.experiments[stem])
 
     def forget(self) -> None:
         """Remove the markers of what is not done any more, such as runs that were deleted since; a result is never touched."""

@@ -66,7 +66,7 @@ def run_notebook(
     if path.stem in EXPERIMENTS:
         planned = recorded.experiment(path.stem, values, profile)
         runs = [folder for _, folder in planned.runs.values()]
-        mark = finished.marker(here, path.stem, finished.fingerprint(path, values, runs))
+        mark = finished.marker(here, path.stem, finished.fingerprint(path, values, planned))
         if not (again or unfinished(runs)) and finished.is_there(mark):
             return target, False
         if not checked:
@@ -207,12 +207,24 @@ def without_times(notebook: "NotebookNode") -> "NotebookNode":
     return notebook
 
 
-def refresh(name: str) -> Path:
-    """Execute a notebook with the values of its own parameters cell, and keep the outputs in the notebook itself too."""
-    path = find(name)
-    executed, _ = run_notebook(str(path))
-    write_whole(path, executed.read_bytes())
-    return path
+def refresh(names: Sequence[str]) -> list[str]:
+    """Execute notebooks with the values of their parameters cells, from records alone, and keep the outputs in them.
+
+    All are executed before any is written, because a changed notebook is a changed checkout. Returns a line for each notebook;
+    one whose records are not complete stays as it is.
+    """
+    executed, said = {}, []
+    with paths.variable(recorded.FROM, "records"):
+        for name in names:
+            path = find(name)
+            try:
+                executed[path] = run_notebook(str(path))[0].read_bytes()
+                said.append(paths.shown(path))
+            except CcdError as error:
+                said.append(f"{paths.shown(path)} stays as it is: {error}")
+    for path, content in executed.items():
+        write_whole(path, content)
+    return said
 
 
 def report(executed: Path) -> str:
@@ -221,8 +233,9 @@ def report(executed: Path) -> str:
     results = json.loads((folder / "results.json").read_text())
     rows = results["table"]
     width = max(len(row["arm"]) for row in rows)
+    seeds = max(len(row["seeds"]) for row in rows)
     lines = [
-        f"{results['notebook']}, profile {results['profile']}, {len(rows[0]['seeds'])} seeds, {results['arithmetic']}",
+        f"{results['notebook']}, profile {results['profile']}, {seeds} seeds, {results['arithmetic']}",
         f"  {'':{width}}  test accuracy   gain, paired [95 % interval]",
     ]
     for row in rows:

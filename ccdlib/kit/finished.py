@@ -1,26 +1,28 @@
 """What an executed notebook was made from, so that a finished one is found again by `ccd run` and by batches."""
 
 import json
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from ccdlib.analyses import Experiment
 from ccdlib.base import paths
 from ccdlib.base.files import sha256, write_whole
 from ccdlib.base.sources import code_of
 from ccdlib.kit.parameters import cells_of
 from ccdlib.training.schedule import digest_of
-from ccdlib.training.store import Folder
 
 # No result depends on these modules.
-DOORS = ("batch", "clean", "engine", "finished", "jobs", "outlook", "planning", "verdicts")
-ELSEWHERE = ("cli", *(f"kit/{name}.py" for name in DOORS))
+DOORS = ("batch", "clean", "engine", "finished", "jobs", "outlook", "planning")
+ABOUT = ("ledger", "pages", "power", "recheck", "verdicts")  # what is done with results
+ELSEWHERE = ("cli", "evidence/forest.py", *(f"kit/{name}.py" for name in (*DOORS, *ABOUT)))
 
 
-def fingerprint(path: Path, parameters: dict, runs: Iterable[Folder]) -> str:
-    """A hash of what the results of a notebook depend on: parameters, code cells, the library's code, and its runs."""
+def fingerprint(path: Path, parameters: dict, planned: Experiment) -> str:
+    """A hash of what the results of a notebook depend on: parameters, code cells, the library's code, its runs, and the records
+    that these are read from."""
     code = [cell["source"] for cell in cells_of(path, paths.shown(path)) if cell["cell_type"] == "code"]
-    return digest_of([parameters, code, library_hash(), sorted(folder.path.name for folder in runs)])
+    records = planned.records.digest if planned.read else ""
+    return digest_of([parameters, code, library_hash(), sorted(planned.runs), records])
 
 
 @lru_cache

@@ -2,9 +2,11 @@
 
 from statistics import stdev
 
+from ccdlib import analyses
 from ccdlib.base.registry import CcdError
 from ccdlib.evidence.stats import Contrast, seeds_to_detect, seeds_to_exclude
 from ccdlib.kit import recorded
+from ccdlib.kit.parameters import asked_for
 
 POWER = 0.8
 
@@ -13,12 +15,13 @@ def power(name: str, profile: str, difference: float) -> str:
     """For each claim of a notebook, the seeds with which it is decided in four of five cases, as text.
 
     difference: the true effect that is to be detected, and the margin within which none is to be shown to be practically zero,
-    in points. Errors: CcdError where runs are missing, or for a difference that is not above 0.
+    in points. A claim whose arms lack runs says so. Errors: CcdError where nothing is recorded, or for a difference that is not
+    above 0.
     """
     if difference <= 0:
         raise CcdError(f"difference = {difference:g}: give the size of an effect in points, above 0")
-    planned, results = recorded.results(name, profile)
-    accuracies = {arm: [run.accuracy for run in runs] for arm, runs in results.items()}
+    path, values = asked_for(name, profile)
+    planned, accuracies = analyses.experiment(path.stem, values), recorded.accuracies(path.stem, values, profile)
     lines = [
         f"{name}, profile {profile}: how many seeds decide a claim in {100 * POWER:g} % of cases",
         f"  seeds   sd   to detect {difference:g}   to show none beyond {difference:g}   claim",

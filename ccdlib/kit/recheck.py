@@ -1,20 +1,20 @@
 """Records checked by training some of their runs again."""
 
-import os
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import sqrt
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+from ccdlib import analyses
+from ccdlib.base import paths
+from ccdlib.base.arithmetic import TOO_LATE, make_portable
 from ccdlib.base.registry import CcdError
 from ccdlib.evidence.records import Records
 from ccdlib.kit import recorded
 from ccdlib.kit.parameters import asked_for
 from ccdlib.training import RunConfig, fit
-from ccdlib.training.cohort import computes_as
 
 LEVEL = 0.99  # of the interval in which a retrained run lies, if nothing has changed
 
@@ -57,45 +57,44 @@ class Again(NamedTuple):
         )
 
 
-def sample(profile: str, stems: Sequence[str], runs: int, seed: int) -> list[tuple[str, str, RunConfig, Records]]:
-    """A random sample of recorded runs, as (notebook, arm, configuration, records).
+class Chosen(NamedTuple):
+    """A recorded run of a sample. others: the recorded accuracies of its arm's other seeds."""
 
-    Errors: CcdError where nothing is recorded.
+    stem: str
+    arm: str
+    config: RunConfig
+    records: Records
+    others: list[float]
+
+
+def sample(profile: str, stems: Sequence[str], runs: int, seed: int) -> list[Chosen]:
+    """A random sample of recorded runs, of arms with at least three. From then on this process computes as they did.
+
+    Errors: CcdError where nothing is recorded, and where it is too late to be portable.
     """
-    found = []
-    for stem in stems:
+    found, every = [], {stem: recorded.records_of(profile, stem) for stem in stems}
+    # Before any data is read, which computes.
+    if any(len(records) and records.way.portable for records in every.values()) and not make_portable():
+        raise CcdError(TOO_LATE)
+    for stem, records in every.items():
         _, values = asked_for(stem, profile)
-        records = Records(recorded.file_of(profile, stem))
-        planned = recorded.experiment(stem, values, profile)
-        for arm, configs in planned.arms.items() if records.lines else ():
+        for arm, configs in analyses.experiment(stem, values).arms.items() if len(records) else ():
+            here = [config for config in configs if isinstance(config, RunConfig) and records.has(config)]
+            known = [records.line(config)["accuracy"] for config in here]
             found += [
-                (stem, arm, config, records) for config in configs if isinstance(config, RunConfig) and records.has(config)
+                Chosen(stem, arm, config, records, known[:k] + known[k + 1 :])
+                for k, config in enumerate(here if len(here) > 2 else ())
             ]
     if not found:
         raise CcdError(f"profile {profile} has no records of {', '.join(stems)}; `ccd record` writes them from finished runs")
     return random.Random(seed).sample(found, min(runs, len(found)))
 
 
-def again(chosen: tuple[str, str, RunConfig, Records], profile: str) -> Again:
+def again(chosen: Chosen) -> Again:
     """Train one run of a sample again, in a run store of its own, and compare it with its record. Errors: as fit()."""
-    stem, arm, config, records = chosen
-    computes_as([config])
-    own, (_, known) = records.result(config).accuracy, recorded.results(stem, profile)
-    others = [run.accuracy for run in known[arm] if run.config.seed != config.seed]
-    with _own_store():
-        result = fit(config, show="none")
-    same = result.metrics["sha256"]["weights.safetensors"] == records.lines[records.name(config)]["weights"]
-    return Again(stem, arm, config.seed, result.accuracy, [own, *others], records.arithmetic.portable, same)
-
-
-@contextmanager
-def _own_store() -> Iterator[None]:
-    before = os.environ.get("CCD_OUTPUTS")
-    with tempfile.TemporaryDirectory(prefix="ccdlib-") as folder:
-        os.environ["CCD_OUTPUTS"] = folder
-        try:
-            yield
-        finally:
-            os.environ.pop("CCD_OUTPUTS")
-            if before is not None:
-                os.environ["CCD_OUTPUTS"] = before
+    line = chosen.records.line(chosen.config)
+    with tempfile.TemporaryDirectory(prefix="ccdlib-") as store, paths.variable("CCD_OUTPUTS", store):
+        result = fit(chosen.config, show="none")
+    same = result.metrics["sha256"]["weights.safetensors"] == line["weights"]
+    known, portable = [line["accuracy"], *chosen.others], chosen.records.way.portable
+    return Again(chosen.stem, chosen.arm, chosen.config.seed, result.accuracy, known, portable, same)

@@ -3,23 +3,22 @@
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 from ccdlib import analyses
 from ccdlib.analyses import Experiment
 from ccdlib.base import paths
+from ccdlib.base.files import write_whole
 from ccdlib.base.registry import CcdError, unknown
 from ccdlib.evidence.records import FILE, Records
-from ccdlib.kit.parameters import asked_for, label
-from ccdlib.training import Result
-from ccdlib.training.schedule import unfinished
+from ccdlib.kit.parameters import asked_for
+from ccdlib.training import Checkpoint, RunConfig
+from ccdlib.training.identity import source_hash
 
 FROM = "CCD_FROM"  # the variable by which a command tells the kernel
-# "any": what the run store lacks comes from records, and what these lack is trained. "records": nothing is trained. "scratch":
-# records are not looked at.
+# "any": what the run store lacks comes from records, and what these lack is trained. "records": all comes from records, and the
+# run store is not looked at. "scratch": records are not looked at.
 SOURCES = ("any", "records", "scratch")
 
 
@@ -31,11 +30,14 @@ def source() -> str:
     return said
 
 
-def file_of(profile: str, stem: str) -> Path:
-    """The file of the records of a notebook under a profile: in the folder of results, else in the checkout."""
-    own = paths.outputs() / profile / stem / FILE
-    published = paths.ROOT / "outputs" / profile / stem / FILE
-    return own if own.exists() or not published.exists() else published
+def records_of(profile: str, stem: str) -> Records:
+    """The records of a notebook under a profile: its own file in the folder of results, then that of the checkout, and then
+    those of the profile's other notebooks, which may share runs."""
+    own, published = paths.outputs() / profile, paths.ROOT / "outputs" / profile
+    mine = [folder / stem / FILE for folder in (own, published)]
+    first = next((file for file in mine if file.exists()), mine[0])
+    others = [*mine, *sorted(own.glob(f"*/{FILE}")), *sorted(published.glob(f"*/{FILE}"))]
+    return Records(first, [file for file in dict.fromkeys(others) if file != first])
 
 
 def experiment(stem: str, parameters: Mapping[str, Any], profile: str) -> Experiment:
@@ -44,52 +46,59 @@ def experiment(stem: str, parameters: Mapping[str, Any], profile: str) -> Experi
     Errors: CcdError for wrong parameters, and with "records" where runs are not recorded.
     """
     asked, planned = source(), analyses.experiment(stem, parameters)
-    if asked == "scratch":
-        return planned
-    records = Records(file_of(profile, stem))
-    planned = replace(planned, records=records if records.lines else None)
-    if asked == "records" and (missing := unfinished(folder for _, folder in planned.runs.values())):
-        raise CcdError(
-            f"{len(missing)} of {len(planned.runs)} runs are neither recorded in {paths.shown(records.path)} nor in the run "
-            f"store; `ccd plan {stem} --profile {profile}` lists them. Leave --from records out to train them"
-        )
+    records = records_of(profile, stem)
+    if asked == "scratch" or not len(records):
+        records = None
+    planned = replace(planned, records=records, alone=asked == "records")
+    if asked == "records":
+        runs = [folder for _, folder in planned.runs.values()]
+        if missing := sum(not folder.recorded for folder in runs):
+            raise CcdError(
+                f"{missing} of {len(runs)} runs of {stem} have no record, or lack the network that a figure needs; `ccd plan "
+                f"{stem} --profile {profile}` lists them. Leave --from records out to train them; `ccd record` records what is "
+                "trained"
+            )
     return planned
 
 
-@lru_cache
-def lacking(stem: str, profile: str) -> str:
-    """What the published records of a notebook lack, in words; "" where they have all of its runs."""
-    _, values = asked_for(stem, profile)
-    records, runs = Records(paths.ROOT / "outputs" / profile / stem / FILE), analyses.experiment(stem, values).runs
-    there = sum(records.has(folder.config) for _, folder in runs.values())
-    return "" if there == len(runs) else f"{there} of {len(runs)} runs of {stem} are recorded, and the others are to be trained"
+def keep(planned: Experiment, stem: str, profile: str) -> tuple[Records, int]:
+    """Add the finished runs of an Experiment to the file of its records in the folder of results; (the records, how many are
+    new). Errors: CcdError for runs that were refused, after the others have been added."""
+    known, file = records_of(profile, stem), paths.outputs() / profile / stem / FILE
+    if known.path != file and known.path.exists():
+        write_whole(file, known.path.read_bytes())  # what is published stays in the file
+    records = Records(file)
+    added = records.add(folder for _, folder in planned.runs.values())
+    records.publish(planned.shown)
+    return records, added
 
 
 def write(name: str, profile: str) -> str:
-    """Add the finished runs of a notebook to the records of its profile; returns what was added, in words. Errors: CcdError."""
+    """keep() for a notebook, as text. Errors: CcdError."""
     path, values = asked_for(name, profile)
-    file = paths.outputs() / label(path, profile, values) / path.stem / FILE
     planned = analyses.experiment(path.stem, values)
-    records, runs = Records(file), [folder for _, folder in planned.runs.values()]
-    added = records.add(runs)
-    records.publish(planned.shown)
-    there = sum(records.has(folder.config) for folder in runs)
-    return f"{path.stem}: {added} new, {there} of {len(runs)} runs are recorded in {paths.shown(file)}"
+    records, added = keep(planned, path.stem, profile)
+    lines = [records.line(folder.config) for _, folder in planned.runs.values() if records.has(folder.config)]
+    made = records.facts.get("provenance", ())
+    older = sum(made[line["provenance"]]["source"] != source_hash() for line in lines)
+    note = f"; {older} were trained by another version of the code that shapes results" if older else ""
+    said = f"{path.stem}: {added} new, {len(lines)} of {len(planned.runs)} runs are recorded"
+    return f"{said} in {paths.shown(records.path)}{note}"
 
 
-def results(name: str, profile: str) -> tuple[Experiment, dict[str, list[Result]]]:
-    """The Experiment of a notebook, and {arm: the Results of its first seeds, up to one that is not there}; nothing is trained.
+def accuracies(stem: str, parameters: Mapping[str, Any], profile: str) -> dict[str, list[float]]:
+    """{arm: the recorded accuracies of its first seeds, up to one that is not there}, of arms that have two or more.
 
-    Errors: CcdError where no arm has two seeds.
+    Bundled teachers have those of their cards. Errors: CcdError where no arm has two runs.
     """
-    path, values = asked_for(name, profile)
-    planned = replace(analyses.experiment(path.stem, values), records=Records(file_of(profile, path.stem)))
-    found = {}
-    for arm, configs in planned.arms.items():
-        here = list(takewhile(planned.known, configs))
+    records, found = records_of(profile, stem), {}
+    arms = analyses.experiment(stem, parameters).arms
+    for arm, configs in arms.items():
+        here = list(takewhile(lambda config: isinstance(config, Checkpoint) or records.has(config), configs))
         if len(here) > 1:
-            found[arm] = [planned.result(config) for config in here]
-    if not found:
-        where = f"{path.stem} --profile {profile}"
-        raise CcdError(f"{path.stem}, profile {profile}: no arm has two runs that are there; see `ccd plan {where}`")
-    return planned, found
+            found[arm] = [c.accuracy if isinstance(c, Checkpoint) else records.line(c)["accuracy"] for c in here]
+    if not any(isinstance(arms[arm][0], RunConfig) for arm in found):
+        raise CcdError(
+            f"profile {profile} has no records of two runs of an arm of {stem}; `ccd record` writes them from finished runs"
+        )
+    return found

@@ -3,6 +3,7 @@
 Accuracies come from the results, verdicts from them by the rules of today: a rule that was corrected needs no new training.
 """
 
+import io
 import json
 from pathlib import Path
 
@@ -83,9 +84,12 @@ def rows() -> list[dict]:
     found = {}
     for result in published_results():
         for claim in judged(result):
-            key = (result["profile"], claim["finding"], str(claim["runs"]))
+            key = (result["profile"], str(claim["runs"]), str(claim["bounds"]), claim["margin"])
             if key in found:
-                found[key]["notebooks"].append(result["notebook"])
+                row = found[key]
+                row["notebooks"].append(result["notebook"])
+                row["finding"] = ", ".join(dict.fromkeys([*row["finding"].split(", "), claim["finding"]]))
+                row["headline"] = row["headline"] or claim["headline"]
                 continue
             more = {name: result.get(name, "") for name in ("profile", "arithmetic", "source")}
             found[key] = claim | more | {"data": result["parameters"]["data"], "notebooks": [result["notebook"]]}
@@ -172,7 +176,9 @@ def write() -> Path:
     """Bring the page, its forest plot and the ledger up to date; returns the path of the page."""
     headlines = [row for row in rows() if row["headline"]]
     if headlines:
-        forest(headlines).savefig(page().with_name(FOREST), metadata={"Software": None})
+        buffer = io.BytesIO()
+        forest(headlines).savefig(buffer, format="png", metadata={"Software": None})
+        write_whole(page().with_name(FOREST), buffer.getvalue())
     write_whole(page(), content())
     if ledger.page().exists():
         write_whole(ledger.page(), ledger.content(published_results()))

@@ -171,7 +171,8 @@ def kd_twins(
     hard: bool = True,
     answers: Annotated[str, ANSWERS] = "own",
 ) -> Terms:
-    """KD + JDA with parts of what the twins say taken away, to see which part helps; by default it is exactly KD + JDA.
+    """KD + JDA with parts of what the twins say taken away, to see which part helps; by default it is exactly KD + JDA
+    (Li et al., ACCV 2022).
 
     [sum_i CE_o,i + sum_i m_i h CE_a,i] / 2N + T^2 [sum_i KL_o,i + sum_i m_i KL(p_T(a_i) || p_T(z^s_a,i))] / 2N, on the views
     [original; augmented]. So what is left of a twin counts as much as before, and the originals as in KD + JDA. twins: a row of
