@@ -84,7 +84,7 @@ def test_sizes():
     science = sum(n for path, n in lines.items() if path.relative_to(PACKAGE).as_posix().startswith(SCIENCE))
     # With docstrings and annotations of everything public: about a third of all lines are words.
     assert science < 4300
-    assert sum(lines.values()) < 12700
+    assert sum(lines.values()) < 13000
 
 
 def public():

@@ -187,10 +187,13 @@ def _picture(ax, image):
 
 
 def learning_curves(results: Results, key: str = "test_accuracy") -> Figure:
-    """Draw the mean over seeds of `key`, a column of Result.curves, against the epoch, with the range of the seeds."""
+    """Draw the mean over seeds of `key`, a column of Result.curves, against the epoch, with the range of the seeds.
+
+    Where there are three evaluations or more, an inset shows the last two of all arms but the lowest.
+    """
     style()
     figure, ax = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
-    ends = {}
+    drawn = {}  # {arm: (epochs, mean, colour and look)}
     for k, (arm, runs) in enumerate(results.items()):
         epochs = [row["epoch"] for row in runs[0].curves if row[key] is not None]
         values = [[row[key] for row in run.curves if row[key] is not None] for run in runs]
@@ -198,14 +201,31 @@ def learning_curves(results: Results, key: str = "test_accuracy") -> Figure:
         mean = [sum(column) / len(column) for column in columns]
         shift = (k - (len(results) - 1) / 2) * 0.05 * epochs[-1] / len(epochs)  # so that the ranges of arms do not overlap
         places = [epoch + shift for epoch in epochs]
+        look = {"color": f"C{k}", "linestyle": LINES[k % len(LINES)], "marker": MARKERS[k % len(MARKERS)], "markersize": 6}
         ax.vlines(places, [min(c) for c in columns], [max(c) for c in columns], color=f"C{k}", alpha=0.35, linewidth=2)
-        ax.plot(places, mean, LINES[k % len(LINES)], color=f"C{k}", marker=MARKERS[k % len(MARKERS)], markersize=6)
-        ends[_named(arm, runs)] = (mean[-1], f"C{k}")
-    heights = _apart([value for value, _ in ends.values()], ax)
-    for (arm, (_, colour)), height in zip(ends.items(), heights, strict=True):
-        ax.text(1.02, height, arm, color=colour, fontweight="bold", va="center", transform=ax.get_yaxis_transform())
-    ax.set(xlabel=f"epoch\nmean and range of {len(runs)} seeds", ylabel="test accuracy (%)")
+        ax.plot(places, mean, **look)
+        drawn[_named(arm, runs)] = places, mean, look
+    heights = _apart([mean[-1] for _, mean, _ in drawn.values()], ax)
+    for (arm, (_, _, look)), height in zip(drawn.items(), heights, strict=True):
+        where = {"va": "center", "transform": ax.get_yaxis_transform()}
+        ax.text(1.02, height, arm, color=look["color"], fontweight="bold", **where)
+    if len(drawn) > 2 and min(len(places) for places, *_ in drawn.values()) > 2:
+        _inset(ax, sorted(drawn.values(), key=lambda one: one[1][-1])[1:])
+    seeds = max(map(len, results.values()))
+    ax.set(xlabel=f"epoch\nmean and range of {seeds} seeds", ylabel="test accuracy (%)")
     return figure
+
+
+def _inset(ax, drawn):
+    """The last two evaluations, enlarged, in the corner where curves are lowest."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.45 * (high - low))
+    inset = ax.inset_axes((0.07, 0.63, 0.34, 0.28))
+    for places, mean, look in drawn:
+        inset.plot(places[-2:], mean[-2:], **look)
+    inset.set_title("the last two evaluations", fontsize="x-small")
+    inset.tick_params(labelsize="x-small")
+    inset.set_xticks([])
 
 
 def _apart(values, ax, part=0.065):
