@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ccdlib.base import paths
 from ccdlib.base.devices import best_device
 from ccdlib.base.registry import CcdError, Registry
+from ccdlib.data import bundled
 from ccdlib.evidence.records import Records, Way, way_of
 from ccdlib.evidence.stats import Claim, collapsed_seeds, said_of_collapse
 from ccdlib.models import Backbone
@@ -192,7 +194,11 @@ class Experiment:
         """The Result of a run: from the run store, else from its record, else by training it; where records are `alone`, from
         its record."""
         if isinstance(config, Checkpoint):
-            return measured(config, data_of(self._trained[0]))
+            data, card = data_of(self._trained[0]), bundled.card(config.file)
+            if card and self.records:  # of a file whose content is checked; where students are trained, it is measured as well
+                accuracy, file = card["accuracy"], Path(config.file)
+                return Result(config, accuracy, accuracy, [], file, {"seconds": 0.0}, data.classes, data.channels)
+            return measured(config, data)
         return self.records.result(config) if self._from_record(config) else fit(config, show="none")
 
     def _from_record(self, config):

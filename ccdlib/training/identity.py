@@ -114,12 +114,30 @@ _WHERE_SET = RunConfig.fields_where(lambda use: use.named == "where set")
 
 def _identity_of_file(teacher):
     named = teacher.file.startswith("torchvision:")
-    what = {"weights": teacher.file} if named else {"sha256": sha256(existing(teacher.file))}
+    what = {"weights": teacher.file} if named else {"sha256": _content_of(teacher.file)}
     changed = CHANGED_IN["answers"].get(teacher.model)
     what |= {"protocol": changed} if changed else {}
-    what |= {"method": teacher.method, "heads": sha256(existing(teacher.heads))} if teacher.heads else {}
+    what |= {"method": teacher.method, "heads": _content_of(teacher.heads)} if teacher.heads else {}
     added = MODELS.added.get(teacher.model)
     return {"model": teacher.model} | what | ({"added": added.digest()} if added else {})
+
+
+def _content_of(file):
+    """The SHA-256 of a teacher's file, computed once for hundreds of students as long as the file stays as it is."""
+    if file.startswith(bundled.PREFIX):
+        return _of_bundled(file, bundled.TEACHERS)
+    path = existing(file)
+    return _of_path(path, path.stat().st_mtime_ns, path.stat().st_size)
+
+
+@lru_cache(maxsize=256)
+def _of_bundled(file, folder):
+    return sha256(bundled.teacher(file))
+
+
+@lru_cache(maxsize=256)
+def _of_path(path, modified, size):
+    return sha256(path)
 
 
 def protocol_of(config: RunConfig) -> int:
