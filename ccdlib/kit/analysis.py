@@ -242,6 +242,9 @@ def _several(run):
 def _shown(row, baseline):
     """A row of the table as a person reads it."""
     theirs, said, apart = row["published"], "", ""
+    gain = stats.brief(row["difference"])
+    if gain and not isinstance(baseline, str):
+        gain += f" over {row['baseline']}"
     if theirs:
         said = f"{theirs['accuracy']:.2f}" + " under HSAKD's recipe" * (not theirs["same_recipe"])
         apart = f"{row['mean'] - theirs['accuracy']:+.2f}" if theirs["same_recipe"] else ""
@@ -249,7 +252,7 @@ def _shown(row, baseline):
         "arm": row["arm"],
         "accuracy (%)": f"{row['mean']:.2f} ± {row['std']:.2f}",
         "collapsed": stats.said_of_collapse(row["collapsed"]),
-        f"gain over {baseline if isinstance(baseline, str) else 'its baseline'}": stats.brief(row["difference"]),
+        f"gain over {baseline}" if isinstance(baseline, str) else "gain": gain,
         "best on test (%)": "" if row["best_on_test"] is None else f"{row['best_on_test']:.2f}",
         "published (%)": said,
         "ours - published": apart,
