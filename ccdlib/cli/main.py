@@ -64,7 +64,7 @@ def run(notebook, profile, files, given, repair, again):
     """
     if repair:
         os.environ["CCD_REPAIR"] = "1"  # read by fit() in the notebook's kernel
-    executed, now = door.run_notebook(notebook, profile, files, given, again=again or repair)
+    executed, now = door.run_notebook(notebook, profile, files, given, again=again or repair, say=click.echo)
     click.echo(door.report(executed))
     if not now:
         click.echo("executed before with the same parameters, code and runs; --again executes it once more")

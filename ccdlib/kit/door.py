@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 from ccdlib.analyses.experiment import EXPERIMENTS
 from ccdlib.base import paths
 from ccdlib.base.arithmetic import switched
+from ccdlib.base.devices import jobs
 from ccdlib.base.files import write_whole
 from ccdlib.base.registry import CcdError
 from ccdlib.evidence import stats
 from ccdlib.kit import finished, recorded
 from ccdlib.kit.answers import said_of
+from ccdlib.kit.batch import duration
 from ccdlib.kit.parameters import (
     CHECKED,
     DEFAULT,
@@ -33,6 +35,7 @@ from ccdlib.kit.parameters import (
     profile_parameters,
 )
 from ccdlib.training.checks import check_surroundings
+from ccdlib.training.forecast import expected_seconds
 from ccdlib.training.schedule import unfinished
 
 if TYPE_CHECKING:  # it takes seconds to import
@@ -50,13 +53,14 @@ def run_notebook(
     given: Sequence[tuple[str, str]] = (),
     checked: bool = False,
     again: bool = True,
+    say: Callable[[str], object] = lambda text: None,
 ) -> tuple[Path, bool]:
     """Execute a notebook by papermill with checked parameters (see asked_for).
 
     The executed notebook lands in outputs/<label>/<stem>.ipynb, whole or not at all; a failing one as <stem>.failed.ipynb,
     with NotebookFailed raised. checked: it is known that its runs can be trained. again: also where it was executed before
-    with the same parameters, code and runs. Returns its path, and whether it was executed now. Errors: CcdError before
-    anything runs.
+    with the same parameters, code and runs. say: is told how long a training takes. Returns its path, and whether it was
+    executed now. Errors: CcdError before anything runs.
     """
     path, values = asked_for(name, profile, files, given)
     check_surroundings()
@@ -72,6 +76,9 @@ def run_notebook(
         if not checked:
             planned.check()
         finished.forget(mark)
+        if lacking := [folder.config for folder in unfinished(runs)]:
+            takes = duration(sum(expected_seconds(lacking)) / jobs())
+            say(f"{len(lacking)} of {len(runs)} runs are to be trained, in about {takes}; what is finished is kept")
     os.environ[CHECKED] = checksum(path.stem, values)
     arithmetic = arithmetic_of(values)
     defaults = profile_parameters(path, DEFAULT)
