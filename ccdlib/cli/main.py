@@ -19,7 +19,7 @@ from ccdlib.data import DATASETS, load_data
 from ccdlib.evidence.published import REPORTED
 from ccdlib.kit import batch as planner
 from ccdlib.kit import clean as cleaning
-from ccdlib.kit import door, engine, jobs, outlook, planning
+from ccdlib.kit import door, engine, jobs, outlook, planning, recorded
 from ccdlib.kit import verdicts as page
 from ccdlib.methods import METHODS, settings_of
 from ccdlib.models import MODELS
@@ -105,8 +105,8 @@ def batch(notebooks, profile, cores, gpus, jobs, slurm, hours, dry_run, timed):
 
     The engine, Snakemake, runs one job per GPU at a time, or one per core if there is no GPU. A job is a cohort of runs, a
     notebook, or the verdict page. What is worth most comes first: notebook by notebook, the teachers, and then all arms, seed
-    by seed. If jobs fail or are killed, the same command goes on from there. With --hours it stops by itself, and says what is
-    there and what the next hour would add. Exit status: 0 when all is done, or the hours are over, 1 when something is not, 2
+    by seed. If jobs fail or are killed, the same command goes on from there. With --hours it stops by itself, records what is
+    finished, and says what is there and what the next hour would add. Exit status: 0 when all is done, or the hours are over, 1 when something is not, 2
     for a mistake in what was asked for.
     """
     end = hours and time.monotonic() + 3600 * hours
@@ -133,6 +133,11 @@ def batch(notebooks, profile, cores, gpus, jobs, slurm, hours, dry_run, timed):
     if dry_run:
         return
     done = engine.run(grid, cores, gpus, jobs, slurm, seconds, say=click.echo, until=end)
+    for stem in grid.stems if hours else ():  # an instalment
+        try:
+            click.echo(recorded.write(stem, profile))
+        except CcdError as error:
+            click.echo(f"{stem}: not recorded: {error}")
     if hours and not done:
         click.echo(outlook.there(grid))
         left = planner.expected(grid)
