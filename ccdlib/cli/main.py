@@ -106,8 +106,8 @@ def batch(notebooks, profile, cores, gpus, jobs, slurm, hours, dry_run, timed):
     The engine, Snakemake, runs one job per GPU at a time, or one per core if there is no GPU. A job is a cohort of runs, a
     notebook, or the verdict page. What is worth most comes first: notebook by notebook, the teachers, and then all arms, seed
     by seed. If jobs fail or are killed, the same command goes on from there. With --hours it stops by itself, records what is
-    finished, and says what is there and what the next hour would add. Exit status: 0 when all is done, or the hours are over, 1 when something is not, 2
-    for a mistake in what was asked for.
+    finished, and says what is there and what the next hour would add. Exit status: 0 when all is done, or the hours are over, 1
+    when something is not, 2 for a mistake in what was asked for.
     """
     end = hours and time.monotonic() + 3600 * hours
     if find_spec("snakemake") is None:
