@@ -193,7 +193,7 @@ def test_an_effect_that_the_papers_claim_has_a_margin_declared():
 @pytest.mark.drill
 def test_no_method_of_the_small_recipe_is_below_the_student_alone():
     # AT stayed 20 points below it. Seeds from 1000 up, as in the pilots; fewer and shorter, so with a tolerance.
-    short = {"seeds": 2, "teacher_epochs": 20, "n_teacher": 100}
+    short = DIGITS | {"seeds": 2, "teacher_epochs": 20, "n_teacher": 100, "n_train": 50, "student_epochs": 80}
     asked = parameters("05_compatibility", "lite", methods=["dkd", "sp", "at", "fitnet"], **short)
     arms = experiment("05_compatibility", asked).arms
     teachers = [config.but(seed=1000 + config.seed, subset_seed=1000 + config.seed) for config in arms["teacher"]]
@@ -456,7 +456,7 @@ experiment("00_quickstart", json.loads(sys.argv[1])).train()
 def test_a_killed_or_interrupted_notebook_loses_no_finished_run(outputs, monkeypatch, side_by_side, signal_sent):
     import json
 
-    asked = parameters("00_quickstart", **SMALL | {"student_model": "resnet8", "student_epochs": 3})
+    asked = parameters("00_quickstart", **SMALL | {"student_model": "resnet8", "student_epochs": 3, "lengths": []})
     process = subprocess.Popen(
         [sys.executable, "-c", TRAIN, json.dumps(asked)],
         env=os.environ | {"CCD_JOBS": side_by_side},
