@@ -14,7 +14,7 @@ from ccdlib.training.cohort import Result
 from ccdlib.views.ops import OPS, apply_op
 
 STYLE = {
-    "figure.dpi": 90,
+    "figure.dpi": 80,  # in notebooks, which stay below a megabyte
     "savefig.dpi": 150,
     "savefig.bbox": "tight",
     "svg.hashsalt": "ccdlib",  # the same figure gives the same bytes
