@@ -144,12 +144,15 @@ class Records:
         A record that is there stays as it is. Errors: CcdError for runs that were computed in another way than the others, or
         are damaged, after the rest has been added.
         """
+        found = [folder for folder in folders if folder.finished and folder.path.name not in self.lines]
+        if not found:
+            return 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(self.path.with_name(".records.lock")):  # another process may add others
             self.facts, self.lines = _read(self.path)
             before, refused = len(self.lines), []
-            for folder in folders:
-                if folder.finished and folder.path.name not in self.lines:
+            for folder in found:
+                if folder.path.name not in self.lines:
                     try:
                         self._add(folder)
                     except CcdError as error:
