@@ -43,7 +43,8 @@ def quickstart(p: Parameters) -> Experiment:
     ]
     facts = {}
     if p["lengths"]:
-        arms, facts = arms | _lengths(p, teachers), _facts(p)
+        longer, facts = _lengths(p, teachers)
+        arms |= longer
         claims += _at_equal_compute(p)
     return Experiment(arms, tuple(claims), facts, networks={"teacher": 1})
 
@@ -60,20 +61,17 @@ def _epochs_of(p, method):
 
 
 def _lengths(p, teachers):
-    return {
-        length_arm(p, method, epochs): students_of(p, teachers, epochs, views=views or p["policy"])
-        for method, views in VIEWS.items()
-        for epochs in _epochs_of(p, method)
-    }
+    """The arms of all lengths, and what the figure of accuracy against compute needs of them.
 
-
-def _facts(p):
-    """What the figure of accuracy against compute needs; a network input of the student is the unit of compute."""
-    return {
-        length_arm(p, method, epochs): {"method": method, "epochs": epochs, "inputs": epochs * (1 + (method != "KD"))}
-        for method in VIEWS
-        for epochs in _epochs_of(p, method)
-    }
+    A network input of the student is the unit of compute.
+    """
+    arms, facts = {}, {}
+    for method, views in VIEWS.items():
+        for epochs in _epochs_of(p, method):
+            arm = length_arm(p, method, epochs)
+            arms[arm] = students_of(p, teachers, epochs, views=views or p["policy"])
+            facts[arm] = {"method": method, "epochs": epochs, "inputs": epochs * (1 + (views != "none"))}
+    return arms, facts
 
 
 def _at_equal_compute(p):

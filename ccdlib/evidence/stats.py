@@ -365,9 +365,10 @@ def equivalent(finding: str, statement: str, arm: str, baseline: str, margin: fl
 
 
 MOST = 10_000  # seeds, beyond which nobody goes
+POWER = 0.8  # the rate at which so many seeds decide a claim
 
 
-def seeds_to_detect(sd: float, difference: float, power: float = 0.8) -> int | None:
+def seeds_to_detect(sd: float, difference: float, power: float = POWER) -> int | None:
     """The seeds with which a t interval excludes zero at the rate `power`, if the true mean is `difference`.
 
     sd: of the paired differences, from seed to seed. None: more than MOST. Errors: CcdError for numbers that are not positive.
@@ -377,7 +378,7 @@ def seeds_to_detect(sd: float, difference: float, power: float = 0.8) -> int | N
     return _fewest(sd, difference, lambda n, shift: nct.sf(t.ppf(1 - ERROR / 2, n - 1), n - 1, shift) >= power)
 
 
-def seeds_to_exclude(sd: float, difference: float, power: float = 0.8) -> int | None:
+def seeds_to_exclude(sd: float, difference: float, power: float = POWER) -> int | None:
     """The seeds with which a t interval lies within ± `difference` at the rate `power`, if the true mean is zero.
 
     The rate is a lower bound: the chance of leaving at one end is counted twice. Otherwise as seeds_to_detect().

@@ -6,8 +6,6 @@ from typing import Any
 
 from ccdlib.evidence import stats
 
-POWER = 0.8  # the rate at which the seeds that are named for an open claim would decide it
-
 
 def said_of(claim: dict) -> str:
     """A judged claim on a line: its verdict, also where all claims of the notebook are counted, and what collapsed."""
@@ -79,7 +77,7 @@ def _what_would_change(claims: Sequence[Mapping[str, Any]]) -> str:
     for claim in open_ones:
         if seeds := _seeds(claim):
             effect = f"one {claim['unit'].replace('points', 'point')}"
-            rate = f"{seeds} seeds would show an effect of {effect} in {100 * POWER:g} % of cases"
+            rate = f"{seeds} seeds would show an effect of {effect} in {100 * stats.POWER:g} % of cases"
             lines += [f"Whether {claim['claim']}: with the spread seen here, {rate}."]
     return " ".join([*lines, "Other images, other networks and longer trainings may give other answers."])
 
@@ -94,4 +92,4 @@ def _distance(claim):
 
 def _seeds(claim):
     spread = stdev(claim["per_seed"][0])
-    return stats.seeds_to_detect(spread, 1.0, POWER) if spread else None
+    return stats.seeds_to_detect(spread, 1.0) if spread else None

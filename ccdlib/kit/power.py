@@ -4,11 +4,9 @@ from statistics import stdev
 
 from ccdlib import analyses
 from ccdlib.base.registry import CcdError
-from ccdlib.evidence.stats import Contrast, seeds_to_detect, seeds_to_exclude
+from ccdlib.evidence.stats import POWER, Contrast, seeds_to_detect, seeds_to_exclude
 from ccdlib.kit import recorded
 from ccdlib.kit.parameters import asked_for
-
-POWER = 0.8
 
 
 def power(name: str, profile: str, difference: float) -> str:
@@ -21,7 +19,8 @@ def power(name: str, profile: str, difference: float) -> str:
     if difference <= 0:
         raise CcdError(f"difference = {difference:g}: give the size of an effect in points, above 0")
     path, values = asked_for(name, profile)
-    planned, accuracies = analyses.experiment(path.stem, values), recorded.accuracies(path.stem, values, profile)
+    planned = analyses.experiment(path.stem, values)
+    accuracies = recorded.accuracies(planned, path.stem, profile)
     lines = [
         f"{name}, profile {profile}: how many seeds decide a claim in {100 * POWER:g} % of cases",
         f"  seeds   sd   to detect {difference:g}   to show none beyond {difference:g}   claim",
@@ -40,6 +39,6 @@ def _row(claim, accuracies, difference):
     sd = stdev(values)
     if sd == 0:
         return f"  {n:5}  all differences are equal, which says nothing about their spread: {said}"
-    found = [seeds_to_detect(sd, difference, POWER), seeds_to_exclude(sd, difference, POWER)]
+    found = [seeds_to_detect(sd, difference), seeds_to_exclude(sd, difference)]
     detect, exclude = ("more than 10,000" if seeds is None else str(seeds) for seeds in found)
     return f"  {n:5}  {sd:4.2f}  {detect:>{10 + len(f'{difference:g}')}}  {exclude:>{20 + len(f'{difference:g}')}}   {said}"

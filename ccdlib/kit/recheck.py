@@ -11,7 +11,7 @@ from ccdlib import analyses
 from ccdlib.base import paths
 from ccdlib.base.arithmetic import TOO_LATE, make_portable
 from ccdlib.base.registry import CcdError
-from ccdlib.evidence.records import Records
+from ccdlib.evidence.records import WEIGHTS, Records
 from ccdlib.kit import recorded
 from ccdlib.kit.parameters import asked_for
 from ccdlib.training import RunConfig, fit
@@ -95,6 +95,6 @@ def again(chosen: Chosen) -> Again:
     line = chosen.records.line(chosen.config)
     with tempfile.TemporaryDirectory(prefix="ccdlib-") as store, paths.variable("CCD_OUTPUTS", store):
         result = fit(chosen.config, show="none")
-    same = result.metrics["sha256"]["weights.safetensors"] == line["weights"]
+    same = result.metrics["sha256"][WEIGHTS] == line["weights"]
     known, portable = [line["accuracy"], *chosen.others], chosen.records.way.portable
     return Again(chosen.stem, chosen.arm, chosen.config.seed, result.accuracy, known, portable, same)

@@ -46,10 +46,10 @@ def experiment(stem: str, parameters: Mapping[str, Any], profile: str) -> Experi
     Errors: CcdError for wrong parameters, and with "records" where runs are not recorded.
     """
     asked, planned = source(), analyses.experiment(stem, parameters)
+    if asked == "scratch":
+        return planned
     records = records_of(profile, stem)
-    if asked == "scratch" or not len(records):
-        records = None
-    planned = replace(planned, records=records, alone=asked == "records")
+    planned = replace(planned, records=records if len(records) else None, alone=asked == "records")
     if asked == "records":
         runs = [folder for _, folder in planned.runs.values()]
         if missing := sum(not folder.recorded for folder in runs):
@@ -86,18 +86,17 @@ def write(name: str, profile: str) -> str:
     return f"{said} in {paths.shown(records.path)}{note}"
 
 
-def accuracies(stem: str, parameters: Mapping[str, Any], profile: str) -> dict[str, list[float]]:
+def accuracies(planned: Experiment, stem: str, profile: str) -> dict[str, list[float]]:
     """{arm: the recorded accuracies of its first seeds, up to one that is not there}, of arms that have two or more.
 
     Bundled teachers have those of their cards. Errors: CcdError where no arm has two runs.
     """
     records, found = records_of(profile, stem), {}
-    arms = analyses.experiment(stem, parameters).arms
-    for arm, configs in arms.items():
+    for arm, configs in planned.arms.items():
         here = list(takewhile(lambda config: isinstance(config, Checkpoint) or records.has(config), configs))
         if len(here) > 1:
             found[arm] = [c.accuracy if isinstance(c, Checkpoint) else records.line(c)["accuracy"] for c in here]
-    if not any(isinstance(arms[arm][0], RunConfig) for arm in found):
+    if not any(isinstance(planned.arms[arm][0], RunConfig) for arm in found):
         raise CcdError(
             f"profile {profile} has no records of two runs of an arm of {stem}; `ccd record` writes them from finished runs"
         )

@@ -159,27 +159,28 @@ def page() -> Path:
     return paths.ROOT / "docs" / "verdicts.md"
 
 
-def content() -> str:
-    """The page as it should be."""
-    relative = table(rows()).replace("](outputs/", "](../outputs/").replace("](notebooks/", "](../notebooks/")
+def content(found: list[dict]) -> str:
+    """The page as it should be with these rows."""
+    relative = table(found).replace("](outputs/", "](../outputs/").replace("](notebooks/", "](../notebooks/")
     return with_table(page().read_text(), relative, BEGIN, END)
 
 
 def outdated() -> bool:
     """Whether the page, or the ledger, is not what it should be."""
-    return page().read_text() != content() or (
+    return page().read_text() != content(rows()) or (
         ledger.page().exists() and ledger.page().read_text() != ledger.content(published_results())
     )
 
 
 def write() -> Path:
     """Bring the page, its forest plot and the ledger up to date; returns the path of the page."""
-    headlines = [row for row in rows() if row["headline"]]
+    found = rows()
+    headlines = [row for row in found if row["headline"]]
     if headlines:
         buffer = io.BytesIO()
         forest(headlines).savefig(buffer, format="png", metadata={"Software": None})
         write_whole(page().with_name(FOREST), buffer.getvalue())
-    write_whole(page(), content())
+    write_whole(page(), content(found))
     if ledger.page().exists():
         write_whole(ledger.page(), ledger.content(published_results()))
     return page()
