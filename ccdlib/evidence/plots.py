@@ -217,7 +217,7 @@ def learning_curves(results: Results, key: str = "test_accuracy") -> Figure:
 
 
 def _inset(ax, drawn):
-    """The last two evaluations, enlarged, in the corner where curves are lowest."""
+    """The last two evaluations, enlarged, in the upper left corner, above the beginnings of the curves."""
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.45 * (high - low))
     inset = ax.inset_axes((0.07, 0.63, 0.34, 0.28))
