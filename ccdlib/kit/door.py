@@ -142,6 +142,7 @@ def execute(path: Path, target: Path, parameters: dict) -> Path:
         "KernelManager": {"transport": "ipc", "ip": f"{sockets.name}/kernel"},
         "NotebookClient": {"extra_arguments": quiet},
     }
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it calls an error is raised as well
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(
