@@ -370,6 +370,45 @@ def test_a_record_that_no_training_gives_is_found(kept, lab, capsys):
     assert code == 1
 
 
+@pytest.fixture
+def other_code(monkeypatch):
+    """The code that shapes results has changed since the records were made."""
+    for module in (recorded, recheck):
+        monkeypatch.setattr(module, "source_hash", lambda: "of other code")
+
+
+def test_records_are_confirmed_for_code_that_gives_the_same_bits(kept, lab, other_code):
+    assert "15 were trained by another version of the code" in ccd("record", STEM, "--profile", PROFILE)
+    said = ccd("check", PROFILE, STEM, "--confirm").splitlines()
+    assert said[0] == f"{len(kept)} kinds of run were trained by other code", "a kind for each arm"
+    assert len([line for line in said if line.endswith("the same bits")]) == len(kept) == len(said) - 2
+    assert "another version" not in ccd("record", STEM, "--profile", PROFILE)
+    (fact,) = recorded.confirmed(PROFILE)
+    assert (fact["source"], fact["same_as"], fact["runs"]) == ("of other code", [identity.source_hash()], len(kept))
+    assert ccd("check", PROFILE, STEM, "--confirm") == "0 kinds of run were trained by other code\n"
+    assert not recorded.by_this_code({"source": "a third"}, PROFILE)
+    recorded.confirmed_file(PROFILE).write_text("[")
+    with pytest.raises(CcdError, match=r"confirmed\.json cannot be read .*restore it, for example from git"):
+        ccd("record", STEM, "--profile", PROFILE)
+
+
+def test_code_that_gives_other_bits_is_not_confirmed(kept, lab, other_code, capsys):
+    file, weights = file_of(lab), Records(file_of(lab)).line(kept["KD"][0].config)["weights"]
+    lines = [re.sub(r'"weights": ?"\w+"', f'"weights":"{"0" * 64}"', line) for line in file.read_text().splitlines()]
+    file.write_text("\n".join(lines) + "\n")
+    assert weights not in file.read_text()
+    code, _ = refused(capsys, "check", PROFILE, STEM, "--confirm")
+    assert (code, recorded.confirmed(PROFILE)) == (1, [])
+
+
+def test_the_spread_of_an_arm_needs_three_runs(kept, lab, capsys):
+    file, keep = file_of(lab), {kept["KD"][0].folder.name, kept["KD"][1].folder.name}
+    first, *lines = file.read_text().splitlines()
+    file.write_text("\n".join([first, *(line for line in lines if json.loads(line)["run"] in keep)]) + "\n")
+    code, error = refused(capsys, "check", PROFILE, STEM)
+    assert (code, "no arm has three recorded runs" in error) == (2, True)
+
+
 def test_a_portable_run_must_have_the_same_bits():
     again = recheck.Again(STEM, "KD", 0, 50.0, [50.0, 52.0, 49.0], True, False)
     assert not again.passed

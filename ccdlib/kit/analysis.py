@@ -21,7 +21,7 @@ from ccdlib.evidence.published import SOURCE, published
 from ccdlib.kit import answers, recorded
 from ccdlib.kit.parameters import CHECKED, DEFAULT, arithmetic_of, checksum, find, label, profile_parameters, title_of
 from ccdlib.training import Result, RunConfig
-from ccdlib.training.identity import provenance, source_hash
+from ccdlib.training.identity import provenance
 
 if TYPE_CHECKING:  # these take seconds to import
     from IPython.display import Markdown
@@ -213,7 +213,7 @@ class Analysis:
             "runs": {arm: [run.folder.name for run in arms] for arm, arms in self.results.items()},
             "training_seconds": round(sum(run.seconds for run in runs), 1),
             "trained_on": sorted({facts["hardware"] for facts in made}),
-            "trained_by_other_code": sum(facts["source"] != source_hash() for facts in made),
+            "trained_by_other_code": sum(not recorded.by_this_code(facts, self.asked) for facts in made),
             "provenance": provenance(best_device()),
         }
         write_whole(self.folder / "results.json", json.dumps(results, indent=1) + "\n")

@@ -1,22 +1,30 @@
-"""Records checked by training some of their runs again."""
+"""Records checked by training some of their runs again, and confirmed for code that has changed since."""
 
+import json
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from math import sqrt
 from statistics import fmean, stdev
 from typing import NamedTuple
 
 from ccdlib import analyses
 from ccdlib.base import paths
-from ccdlib.base.arithmetic import TOO_LATE, make_portable
+from ccdlib.base.arithmetic import TOO_LATE, make_portable, processor
+from ccdlib.base.files import write_whole
 from ccdlib.base.registry import CcdError
 from ccdlib.evidence.records import WEIGHTS, Records
 from ccdlib.kit import recorded
 from ccdlib.kit.parameters import asked_for
-from ccdlib.training import RunConfig, fit
+from ccdlib.training import RunConfig
+from ccdlib.training.cohort import folder_of
+from ccdlib.training.identity import git_state, source_hash
+from ccdlib.training.schedule import Schedule, Trainings, folders_of
 
 LEVEL = 0.99  # of the interval in which a retrained run lies, if nothing has changed
+# What does not change which code a run goes through: its random numbers, and how long and on how many images it is trained.
+SIZES = ("seed", "draws", "subset_seed", "n_train", "epochs", "eval_every", "teacher")
 
 
 class Again(NamedTuple):
@@ -46,15 +54,17 @@ class Again(NamedTuple):
         return self.same_bits if self.portable else low <= self.accuracy <= high
 
     @property
+    def bits(self) -> str:
+        """The run, its accuracies, and whether its weights are those of the record, bit by bit."""
+        bits = "the same bits" if self.same_bits else "OTHER BITS" if self.portable else "other bits"
+        return f"{self.stem}, {self.arm}, seed {self.seed}: {self.accuracy:.2f} %, recorded {self.known[0]:.2f} %, {bits}"
+
+    @property
     def said(self) -> str:
         """The finding on a line."""
         low, high = self.span
         where = "within" if low <= self.accuracy <= high else "OUTSIDE"
-        bits = "the same bits" if self.same_bits else "OTHER BITS" if self.portable else "other bits"
-        return (
-            f"{self.stem}, {self.arm}, seed {self.seed}: {self.accuracy:.2f} %, recorded {self.known[0]:.2f} %, {bits}; "
-            f"{where} the spread of its arm, {low:.2f} to {high:.2f} %"
-        )
+        return f"{self.bits}; {where} the spread of its arm, {low:.2f} to {high:.2f} %"
 
 
 class Chosen(NamedTuple):
@@ -66,12 +76,38 @@ class Chosen(NamedTuple):
     records: Records
     others: list[float]
 
+    @property
+    def kind(self) -> str:
+        """What code the run goes through: its configuration but for SIZES, and whether its teacher is trained."""
+        asked = self.config.model_dump(mode="json", exclude={*SIZES})
+        teacher = self.config.teacher
+        return json.dumps([asked, teacher and teacher.model, isinstance(teacher, RunConfig)], sort_keys=True)
+
 
 def sample(profile: str, stems: Sequence[str], runs: int, seed: int) -> list[Chosen]:
     """A random sample of recorded runs, of arms with at least three. From then on this process computes as they did.
 
     Errors: CcdError where nothing is recorded, and where it is too late to be portable.
     """
+    found = [one for one in _recorded(profile, stems) if len(one.others) > 1]
+    if not found:
+        raise CcdError("no arm has three recorded runs, from which the spread of a fourth would be known; record more")
+    return random.Random(seed).sample(found, min(runs, len(found)))
+
+
+def one_of_each_kind(profile: str, stems: Sequence[str]) -> list[Chosen]:
+    """The shortest recorded run of each kind, of those that other code than the present trained. Errors: as sample()."""
+    found = {}
+    for one in _recorded(profile, stems):
+        line, known = one.records.line(one.config), found.get(one.kind)
+        if not recorded.by_this_code(one.records.result(one.config).metrics["provenance"], profile):
+            seconds = line["seconds"]
+            found[one.kind] = min(known or (seconds, one), (seconds, one), key=lambda pair: pair[0])
+    return [one for _, one in found.values()]
+
+
+def _recorded(profile, stems):
+    """Every recorded run, as Chosen. From then on this process computes as they did."""
     found, every = [], {stem: recorded.records_of(profile, stem) for stem in stems}
     # Before any data is read, which computes.
     if any(len(records) and records.way.portable for records in every.values()) and not make_portable():
@@ -81,20 +117,36 @@ def sample(profile: str, stems: Sequence[str], runs: int, seed: int) -> list[Cho
         for arm, configs in analyses.experiment(stem, values).arms.items() if len(records) else ():
             here = [config for config in configs if isinstance(config, RunConfig) and records.has(config)]
             known = [records.line(config)["accuracy"] for config in here]
-            found += [
-                Chosen(stem, arm, config, records, known[:k] + known[k + 1 :])
-                for k, config in enumerate(here if len(here) > 2 else ())
-            ]
+            found += [Chosen(stem, arm, config, records, known[:k] + known[k + 1 :]) for k, config in enumerate(here)]
     if not found:
         raise CcdError(f"profile {profile} has no records of {', '.join(stems)}; `ccd record` writes them from finished runs")
-    return random.Random(seed).sample(found, min(runs, len(found)))
+    return found
 
 
-def again(chosen: Chosen) -> Again:
-    """Train one run of a sample again, in a run store of its own, and compare it with its record. Errors: as fit()."""
-    line = chosen.records.line(chosen.config)
-    with tempfile.TemporaryDirectory(prefix="ccdlib-") as store, paths.variable("CCD_OUTPUTS", store):
-        result = fit(chosen.config, show="none")
-    same = result.metrics["sha256"][WEIGHTS] == line["weights"]
-    known, portable = [line["accuracy"], *chosen.others], chosen.records.way.portable
-    return Again(chosen.stem, chosen.arm, chosen.config.seed, result.accuracy, known, portable, same)
+def again(chosen: Sequence[Chosen]) -> Iterator[Again]:
+    """Train runs of a sample again, side by side, in a run store of their own, and compare each with its record.
+
+    Errors: as fit().
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="ccdlib-") as store,
+        paths.variable("CCD_OUTPUTS", store),
+        Trainings(Schedule(folders_of(one.config for one in chosen))) as trainings,
+    ):
+        for one in chosen:
+            trainings.wait([one.config])
+            metrics, line = folder_of(one.config).metrics, one.records.line(one.config)
+            same, portable = metrics["sha256"][WEIGHTS] == line["weights"], one.records.way.portable
+            known = [line["accuracy"], *one.others]
+            yield Again(one.stem, one.arm, one.config.seed, metrics["accuracy"], known, portable, same)
+
+
+def confirm(profile: str, chosen: Sequence[Chosen]) -> None:
+    """Note that the code as it is now gives the bits of these runs, one of each kind, and so those of all records that the
+    same code trained."""
+    same_as = {one.records.result(one.config).metrics["provenance"]["source"] for one in chosen}
+    commit, dirty = git_state()
+    fact = {"source": source_hash(), "same_as": sorted(same_as), "runs": len(chosen), "git_commit": commit, "git_dirty": dirty}
+    fact |= {"processor": processor(), "date": datetime.now(UTC).date().isoformat()}
+    known = recorded.confirmed(profile)
+    write_whole(recorded.confirmed_file(profile), json.dumps([*known, fact], indent=1) + "\n")

@@ -1,15 +1,18 @@
 """Where a notebook's results come from: the run store, published records, or a training; and records written from the store."""
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from ccdlib import analyses
 from ccdlib.analyses import Experiment
 from ccdlib.base import paths
 from ccdlib.base.files import write_whole
+from ccdlib.base.reading import text_of
 from ccdlib.base.registry import CcdError, unknown
 from ccdlib.evidence.records import FILE, Records
 from ccdlib.kit.parameters import asked_for
@@ -20,6 +23,7 @@ FROM = "CCD_FROM"  # the variable by which a command tells the kernel
 # "any": what the run store lacks comes from records, and what these lack is trained. "records": all comes from records, and the
 # run store is not looked at. "scratch": records are not looked at.
 SOURCES = ("any", "records", "scratch")
+CONFIRMED = "confirmed.json"  # beside the notebooks of a profile: which later code gives the bits of its records
 
 
 def source() -> str:
@@ -61,6 +65,31 @@ def experiment(stem: str, parameters: Mapping[str, Any], profile: str) -> Experi
     return planned
 
 
+def confirmed_file(profile: str) -> Path:
+    """The file that says which later code was found to give the bits of a profile's records."""
+    return paths.outputs() / profile / CONFIRMED
+
+
+def confirmed(profile: str) -> list[dict[str, Any]]:
+    """What `ccd check --confirm` found: "source", the hash of the code, "same_as", those of the code that trained, how many
+    "runs", where and when. Errors: CcdError for a file that cannot be read."""
+    published = paths.ROOT / "outputs" / profile / CONFIRMED
+    file = next((file for file in (confirmed_file(profile), published) if file.exists()), None)
+    try:
+        return json.loads(text_of(file)) if file else []
+    except ValueError as error:
+        raise CcdError(f"{paths.shown(file)} cannot be read ({error}); restore it, for example from git") from error
+
+
+def by_this_code(made: Mapping[str, Any], profile: str) -> bool:
+    """Whether a run of this provenance has the bits that the code as it is now gives: it was trained by it, or by code that
+    was confirmed to be the same."""
+    now = source_hash()
+    return made["source"] == now or any(
+        fact["source"] == now and made["source"] in fact["same_as"] for fact in confirmed(profile)
+    )
+
+
 def keep(planned: Experiment, stem: str, profile: str) -> tuple[Records, int]:
     """Add the finished runs of an Experiment to the file of its records in the folder of results; (the records, how many are
     new). Errors: CcdError for runs that were refused, after the others have been added."""
@@ -80,7 +109,8 @@ def write(name: str, profile: str) -> str:
     records, added = keep(planned, path.stem, profile)
     lines = [records.line(folder.config) for _, folder in planned.runs.values() if records.has(folder.config)]
     made = records.facts.get("provenance", ())
-    older = sum(made[line["provenance"]]["source"] != source_hash() for line in lines)
+    other = {k for k, facts in enumerate(made) if not by_this_code(facts, profile)}
+    older = sum(line["provenance"] in other for line in lines)
     note = f"; {older} were trained by another version of the code that shapes results" if older else ""
     said = f"{path.stem}: {added} new, {len(lines)} of {len(planned.runs)} runs are recorded"
     return f"{said} in {paths.shown(records.path)}{note}"
