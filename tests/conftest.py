@@ -78,13 +78,25 @@ def _untouched_global_generator():
 @pytest.fixture(scope="session")
 def cifar100_slice():
     """Arrays of 2,000 training and 200 test images of the real CIFAR-100, as an npz data set has them."""
+    return _cifar100(20, 2)
+
+
+@pytest.fixture
+def cifar100():
+    """Arrays of the whole real CIFAR-100, with images (N, C, H, W)."""
+    arrays = _cifar100(500, 100)
+    return arrays | {name: arrays[name].transpose(0, 3, 1, 2) for name in ("train_images", "test_images")}
+
+
+def _cifar100(train, test):
+    """So many mosaics of a hundred images from each split."""
     folder = Path(os.environ.get("CCD_TEST_DATA") or paths.ROOT.parent / "shared" / "data")
     file = folder / "cifar100_webp.npz"
     if not file.exists():
         pytest.skip(f"the real CIFAR-100 is not at {file}; set CCD_TEST_DATA to its folder")
-    arrays = {}
     with np.load(file) as archive:
-        for split, count in (("train", 20), ("test", 2)):
+        arrays = {"label_names": archive["fine_label_names"]}
+        for split, count in (("train", train), ("test", test)):
             blob, offsets = archive[f"{split}_webp"].tobytes(), archive[f"{split}_offsets"]
             # Each WebP is a lossless mosaic of ten by ten images, row by row.
             mosaics = [np.array(Image.open(io.BytesIO(blob[offsets[k] : offsets[k + 1]]))) for k in range(count)]

@@ -11,7 +11,8 @@ from PIL import Image
 from ccdlib.base import paths
 from ccdlib.base.registry import CcdError
 from ccdlib.base.vision import torchvision
-from ccdlib.data import DATASETS, arrays, load_data
+from ccdlib.data import DATASETS, arrays, load_data, sources
+from ccdlib.data.dataset import content_of
 
 
 def npz(path, **changes):
@@ -198,17 +199,67 @@ def test_cifar_through_torchvision(tmp_path, monkeypatch, name):
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
     test_file = cifar_files(tmp_path, name)
-    from ccdlib.data import sources as module
 
-    module._load.cache_clear()
+    sources._load.cache_clear()
     data = load_data(name)
-    module._load.cache_clear()
+    sources._load.cache_clear()
     assert data.test_images.shape == (200, 3, 32, 32)
     assert data.classes == int(name.removeprefix("cifar"))
-    pixels = pickle.loads(test_file.read_bytes())["data"][7].reshape(3, 32, 32)
-    assert np.array_equal(data.test_images[7].numpy(), pixels)
+    content = pickle.loads(test_file.read_bytes())
+    stored = {pixels.tobytes(): label for pixels, label in zip(content["data"], list(content.values())[1], strict=True)}
+    named = [f"class {stored[image.numpy().tobytes()]}" for image in data.test_images]
+    assert [data.class_names[label] for label in data.test_labels] == named
     assert data.flip
     assert data.pad == 4
+
+
+def test_copies_of_a_data_set_become_equal():
+    rng = np.random.default_rng(0)
+    one = {f"{split}_images": rng.integers(0, 256, (30, 3, 8, 8), dtype=np.uint8) for split in ("train", "test")}
+    one |= {f"{split}_labels": np.arange(30) % 3 for split in ("train", "test")}
+    rows, other = rng.permutation(30), {}
+    for split in ("train", "test"):
+        other[f"{split}_images"] = one[f"{split}_images"][rows]
+        other[f"{split}_labels"] = (2 - one[f"{split}_labels"])[rows]
+    (a, names), (b, same) = arrays.in_order(one, list("abc")), arrays.in_order(other, list("cba"))
+    assert names == same == ("a", "b", "c")
+    assert content_of(a) == content_of(b) != content_of(one)
+    pairs = {(image.tobytes(), label) for image, label in zip(one["train_images"], one["train_labels"], strict=True)}
+    assert {(image.tobytes(), label) for image, label in zip(a["train_images"], a["train_labels"], strict=True)} == pairs
+    swapped = one | {"train_labels": one["train_labels"][::-1].copy()}
+    assert content_of(arrays.in_order(swapped, list("abc"))[0]) != content_of(a)
+
+
+def test_cifar_from_an_npz_file_is_known_by_its_content(tmp_path, monkeypatch, cifar100_slice):
+    monkeypatch.setenv("CCD_DATA", str(tmp_path))
+    np.savez(tmp_path / "cifar100.npz", **cifar100_slice)
+    with pytest.raises(CcdError, match=r"cifar100.npz does not hold CIFAR100: the SHA-256 .* remove it, or name it with npz:"):
+        load_data("cifar100")
+    # The content of this part of CIFAR-100 in the place of that of all of it.
+    content = content_of(arrays.in_order(*arrays.npz(tmp_path / "cifar100.npz"))[0])
+    monkeypatch.setitem(arrays.CIFAR, "CIFAR100", arrays.Known("", content))
+    assert load_data("cifar100").train_images.shape == (2000, 3, 32, 32)
+    sources._load.cache_clear()
+
+
+@pytest.mark.drill
+def test_the_content_of_cifar100(cifar100):
+    assert content_of(arrays.in_order(cifar100, cifar100["label_names"])[0]) == arrays.CIFAR["CIFAR100"].content
+
+
+def test_an_archive_that_is_not_the_published_one_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("CCD_DATA", str(tmp_path))
+
+    def download(self):
+        (tmp_path / self.filename).write_bytes(b"another archive")
+        cifar_files(tmp_path, "cifar100")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", download)
+    with pytest.raises(CcdError, match=r"was downloaded with SHA-256 \w+ instead of 85cd44d0\w+; remove it and try again"):
+        load_data("cifar100")
+    sources._load.cache_clear()
 
 
 def test_no_network_for_a_download(tmp_path, monkeypatch):

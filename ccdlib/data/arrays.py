@@ -4,22 +4,24 @@ A loader is a function of a path and a side in pixels, of which many use neither
 (N, C, H, W), labels int64 (N,)) and the names of the classes.
 """
 
+import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
 
 from ccdlib.base import paths
-from ccdlib.base.files import write_whole
+from ccdlib.base.files import sha256, write_whole
 from ccdlib.base.registry import CcdError
 from ccdlib.data import bundled
-from ccdlib.data.dataset import ARRAYS, SPLITS
+from ccdlib.data.dataset import ARRAYS, SPLITS, content_of
 from ccdlib.data.folders import LEAST_SIDE, check_side, class_folders, read_rgb
 
 Named = tuple[dict[str, np.ndarray], tuple[str, ...]]  # arrays and class names
@@ -154,28 +156,79 @@ def checked(arrays: dict[str, np.ndarray], names: Sequence[str] | None, where: s
 
 
 def cifar(name: str) -> Callable[[Path | None, int | None], Named]:
-    """A loader of torchvision's data set `name` ("CIFAR10" or "CIFAR100"), which is downloaded once.
+    """A loader of "CIFAR10" or "CIFAR100": <name>.npz in the folder of downloads, or torchvision's copy, downloaded once.
 
-    It raises CcdError where the data is not in the folder of downloads and cannot be downloaded.
+    Images are put into the order of their content, so that whatever copy they come from, a seed chooses the same of them and
+    runs have the same names. It raises CcdError where the data is not there and cannot be downloaded, and for an archive or an
+    npz file with other content.
     """
 
     def load(path=None, side=None):
-        from ccdlib.base.vision import torchvision  # it takes seconds to import
-
-        root = paths.downloads()
-        try:
-            parts = [getattr(torchvision.datasets, name)(root, train=train, download=True) for train in (True, False)]
-        except (OSError, RuntimeError) as error:
+        file = paths.downloads() / f"{name.lower()}.npz"
+        arrays, names = in_order(*(npz(file) if file.exists() else _torchvisions(name)))
+        if file.exists() and (found := content_of(arrays)) != CIFAR[name].content:
             raise CcdError(
-                f"{name} is not in {root} and could not be downloaded ({error}). Connect to the network once, put "
-                "torchvision's archive there (or set CCD_DATA to its folder), or use data 'digits' or 'npz:PATH'"
-            ) from error
-        arrays = {}
-        for split, part in zip(SPLITS, parts, strict=True):
-            arrays |= {f"{split}_images": part.data.transpose(0, 3, 1, 2), f"{split}_labels": np.array(part.targets)}
-        return checked(arrays, tuple(parts[0].classes), name)
+                f"{file} does not hold {name}: the SHA-256 of its images and labels is {found} and not {CIFAR[name].content}; "
+                "remove it, or name it with npz:PATH"
+            )
+        return arrays, names
 
     return load
+
+
+class Known(NamedTuple):
+    """SHA-256 of a data set: of the archive that its authors publish, and of its images and labels in_order()."""
+
+    archive: str
+    content: str | None = None
+
+
+CIFAR = {
+    "CIFAR10": Known("6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
+    "CIFAR100": Known(
+        "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        "592d960292ada6ceeee8be266304f58d61ea8c46ffa03d958152ea8f5a131b15",
+    ),
+}
+
+
+def _torchvisions(name):
+    """The arrays and class names of torchvision's data set, whose files it checks by their MD5."""
+    from ccdlib.base.vision import torchvision  # it takes seconds to import
+
+    root, kind = paths.downloads(), getattr(torchvision.datasets, name)
+    archive = root / kind.filename
+    known = archive.exists()
+    try:
+        train = kind(root, train=True, download=True)
+        parts = [train, kind(root, train=False)]
+    except (OSError, RuntimeError) as error:
+        raise CcdError(
+            f"{name} is not in {root} and could not be downloaded ({error}). Connect to the network once, or put the file "
+            f"{kind.url} into that folder, or set CCD_DATA to the folder that has it. A file {name.lower()}.npz with its four "
+            "arrays and label_names does as well. Data 'objects' and 'digits' come with the package"
+        ) from error
+    if archive.exists() and not known and (found := sha256(archive)) != CIFAR[name].archive:
+        raise CcdError(
+            f"{archive} was downloaded with SHA-256 {found} instead of {CIFAR[name].archive}; remove it and try again"
+        )
+    arrays = {}
+    for split, part in zip(SPLITS, parts, strict=True):
+        arrays |= {f"{split}_images": part.data.transpose(0, 3, 1, 2), f"{split}_labels": np.array(part.targets)}
+    return checked(arrays, tuple(train.classes), name)
+
+
+def in_order(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Named:
+    """The four ARRAYS with the images of each split in the order of the SHA-256 of their pixels and label, and the classes in
+    alphabetical order. Copies of one data set become equal so, however their images and classes are sorted."""
+    place = np.argsort(np.argsort(names))
+    found = {}
+    for split in SPLITS:
+        images, labels = np.ascontiguousarray(arrays[f"{split}_images"]), place[arrays[f"{split}_labels"]]
+        keys = [hashlib.sha256(image.tobytes() + bytes([label])).digest() for image, label in zip(images, labels, strict=True)]
+        rows = sorted(range(len(keys)), key=keys.__getitem__)
+        found |= {f"{split}_images": images[rows], f"{split}_labels": labels[rows]}
+    return found, tuple(sorted(names))
 
 
 def folder(path: Path, side: int) -> Named:

@@ -1,9 +1,11 @@
 """The contract of every data set, whether its images are in memory or in files, and stratified subsets."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Self
 
+import numpy as np
 import torch
 
 from ccdlib.base.registry import CcdError
@@ -86,6 +88,15 @@ class Dataset:
 
     def _replaced(self, **fields) -> Self:
         return replace(self, **fields)
+
+
+def content_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """The SHA-256 of the shapes and values of the four ARRAYS, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for key in ARRAYS:
+        digest.update(repr((key, arrays[key].shape)).encode())
+        digest.update(np.ascontiguousarray(arrays[key]).data)
+    return digest.hexdigest()
 
 
 def stratified(labels: torch.Tensor, amount: int | float, seed: int, classes: int) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """Images in memory, as uint8 tensors on the training device."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 
 from ccdlib.base.registry import CcdError
-from ccdlib.data.dataset import ARRAYS, Dataset
+from ccdlib.data.dataset import ARRAYS, Dataset, content_of
 
 
 @dataclass(frozen=True)
@@ -94,15 +93,7 @@ def in_memory(
     mean, std = statistics or _statistics(tensors["train_images"])
     pad = tensors["train_images"].shape[2] // 8
     how = {"mean": mean, "std": std, "pad": pad, "flip": flip, "larger": larger}
-    return Data(name, **tensors, class_names=class_names, fingerprint=_fingerprint(arrays), **how)
-
-
-def _fingerprint(arrays):
-    digest = hashlib.sha256()
-    for key in ARRAYS:
-        digest.update(repr((key, arrays[key].shape)).encode())
-        digest.update(np.ascontiguousarray(arrays[key]).data)
-    return digest.hexdigest()
+    return Data(name, **tensors, class_names=class_names, fingerprint=content_of(arrays), **how)
 
 
 def _statistics(images):
