@@ -11,6 +11,7 @@ from ccdlib.base.registry import CcdError, Registry, unknown
 from ccdlib.data import source_of, statistics_of
 from ccdlib.methods import METHODS, check_settings, words_in
 from ccdlib.models import MODELS
+from ccdlib.training.ascent import ASCENTS
 from ccdlib.training.recipes import SMALL
 from ccdlib.views import OPS, POLICIES, VIEWS, ViewRule
 
@@ -124,6 +125,8 @@ class RunConfig(Strict):
     seed: the seed of initial weights, batch order, crops and policy draws, in separate streams. draws: another seed for the
     last three (None: the same). Runs with equal draws and different seeds differ in their initial weights alone.
     epochs, lr, weight_decay, momentum, nesterov: of stochastic gradient descent; nesterov: use Nesterov's momentum.
+    optimiser: "sgd"; or "sam" or "asam" (see ascent.py), which compute each step's gradient twice and take that of the highest
+    loss within `rho` of the weights (None: 0.05 for sam, 0.5 for asam, as their papers have it for CIFAR-10).
     batch: images in a step, each with all its views. milestones: fractions of the epochs after which lr is divided by ten.
     warmup: number of epochs in which all terms of the loss but the cross entropy grow to their full size: in epoch e, counted
     from 1, their factor is min(1, e / warmup). accumulate: number of passes into which the images of a step are split; batch
@@ -162,6 +165,8 @@ class RunConfig(Strict):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False), Use("recipe", own=True)] = SMALL["weight_decay"]
     momentum: Annotated[Rate, Use("recipe", own=True)] = 0.9
     nesterov: Annotated[bool, Use("recipe", own=True, named="where set")] = True
+    optimiser: Annotated[Literal["sgd", "sam", "asam"], Use("recipe", own=True, work=True, named="where set")] = "sgd"
+    rho: Annotated[Positive | None, Use("recipe", own=True, named="where set")] = None
     milestones: Annotated[tuple[Rate, ...], Use("recipe", own=True)] = (0.625, 0.75, 0.875)
     warmup: Annotated[int, Field(ge=0, le=1_000_000), Use("recipe", own=True, named="where set")] = 0
     eval_every: Annotated[Count, Use("report", own=True)] = 1
@@ -217,7 +222,19 @@ class RunConfig(Strict):
         self._check_views_of_method(METHODS[self.method])
         self._check_teacher(METHODS[self.method])
         self._check_parts(METHODS[self.method])
+        self._check_optimiser()
         return self
+
+    def _check_optimiser(self):
+        if self.optimiser not in ASCENTS and self.rho is not None:
+            raise CcdError(
+                f"rho = {self.rho} with optimiser {self.optimiser!r}: only {' and '.join(ASCENTS)} have one; leave it out"
+            )
+        if self.optimiser in ASCENTS and self.accumulate > 1:
+            raise CcdError(
+                f"accumulate = {self.accumulate} with optimiser {self.optimiser!r}: the gradient at the weights must be known "
+                "before the one that a step takes; give accumulate = 1, and several processes where memory is short"
+            )
 
     def _only_where(self, name, views, allowed, what):
         if not allowed and getattr(self, name) != type(self).model_fields[name].default:
@@ -350,6 +367,12 @@ class RunConfig(Strict):
         """The learning rate of an epoch, counted from 0."""
         return self.lr * 0.1 ** sum(epoch >= round(m * self.epochs) for m in self.milestones)
 
+    @property
+    def ascent(self) -> tuple[float, bool]:
+        """How far from the weights the optimiser takes its gradient, and whether in units of the weights; (0, False) for sgd."""
+        rho, adaptive = ASCENTS.get(self.optimiser, (0.0, False))
+        return self.rho or rho, adaptive
+
     def soft_at(self, epoch: int) -> float:
         """The warm-up factor, up to 1, of all terms of the loss but the cross entropy in an epoch, counted from 0."""
         return min(1.0, (epoch + 1) / self.warmup) if self.warmup else 1.0
@@ -364,7 +387,7 @@ def work_of(asked: dict) -> str:
     teacher, device = asked.get("teacher") or {}, asked.get("device", "auto")
     kind = best_device().type if device == "auto" else device
     arithmetic = resolved(asked.get("precision", "auto"), asked.get("portable", False), kind)
-    return str([asked.get(name) for name in _WORK] + [teacher.get("model"), *arithmetic])
+    return str([asked.get(name, RunConfig.model_fields[name].default) for name in _WORK] + [teacher.get("model"), *arithmetic])
 
 
 def with_teachers(config: "RunConfig | Checkpoint | None") -> list[RunConfig]:

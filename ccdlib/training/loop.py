@@ -5,7 +5,8 @@ below it, and in cohort.py.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -17,6 +18,7 @@ from ccdlib.data import Dataset
 from ccdlib.methods import METHODS, Method
 from ccdlib.models import Backbone, Output, build, folded, in_bfloat16
 from ccdlib.training import group
+from ccdlib.training.ascent import climbed
 from ccdlib.training.config import RunConfig
 from ccdlib.training.evaluate import evaluate
 from ccdlib.training.store import trained_by
@@ -57,11 +59,11 @@ def train_step(trainees: list["Trainee"], batch: Batch, logs: list["Log"]) -> No
         if first:
             trainee.optimiser.zero_grad(set_to_none=True)
         with trainee.exchanging(last):
-            student = trainee.student(inputs)
-            terms = trainee.softened(trainee.method(student, target, batch), batch)
-            loss = sum(terms.values())
-            (loss if batch.weight == 1 else batch.weight * loss).backward()
+            student, terms = trainee.backward(inputs, target, batch)
         if last:
+            with trainee.climbed() as sharp:
+                if sharp:  # the same loss once more, where it is highest nearby
+                    trainee.backward(inputs, target, batch)
             trainee.clip()
             trainee.optimiser.step()
         log.add(terms, student, batch)
@@ -105,6 +107,24 @@ class Trainee:
     def student(self, inputs: torch.Tensor) -> Output:
         """The Output of the student on inputs (B, C, H, W), with gradients unless it is frozen."""
         return self.answers(self.network, inputs) if self.frozen else self._forward(self.shared, inputs)
+
+    def backward(self, inputs: torch.Tensor, target: Output | None, batch: Batch) -> tuple[Output, dict]:
+        """Add the gradient of the loss for a batch; the student's Output and the terms of the loss."""
+        student = self.student(inputs)
+        terms = self.softened(self.method(student, target, batch), batch)
+        loss = sum(terms.values())
+        (loss if batch.weight == 1 else batch.weight * loss).backward()
+        return student, terms
+
+    @contextmanager
+    def climbed(self) -> Iterator[bool]:
+        """A context in which the weights are where the optimiser takes its gradient, and whether they had to move for it."""
+        rho, adaptive = self.config.ascent
+        if not rho:
+            yield False
+            return
+        with climbed(trained_by(self.optimiser), (self.network, self.method), rho, adaptive):
+            yield True
 
     def answers(self, network: torch.nn.Module, inputs: torch.Tensor) -> Output:
         """The Output of a network on inputs (B, C, H, W), without gradients."""
