@@ -90,8 +90,9 @@ def close(given, expected, relative=1e-9):
         {"method": "kd", "views": "rotation", "accumulate": 2, "clip": 0.5},
         {"method": "kd", "share": 0.5, "twins": 2},
         {"method": "ce", "teacher": None, "views": "mixup"},
+        {"optimiser": "asam"},
     ],
-    ids=lambda changes: changes.get("views", changes.get("method", "ccd")),
+    ids=lambda changes: changes.get("views", changes.get("method", changes.get("optimiser", "ccd"))),
 )
 def test_the_gradient_of_two_processes_is_that_of_one_on_the_joined_batch(changes, tmp_path):
     config = RunConfig(**dict(CCD) | changes)

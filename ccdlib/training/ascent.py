@@ -1,8 +1,8 @@
-"""Sharpness-aware steps: the gradient is taken where the loss near the weights is highest, and the step is made from the weights.
+"""Sharpness-aware steps: the gradient is that where the loss near the weights is highest, the step is made from the weights.
 
-SAM (Foret et al., ICLR 2021, equations 2 and 3) goes up by e = rho g / ||g||. ASAM (Kwon et al., ICML 2021, with p = 2) measures
-the way in units of the weights, e = rho T^2 g / ||T g|| with T = |w| + ETA elementwise, because plain sharpness changes when
-weights are rescaled although the network does not (Dinh et al., ICML 2017).
+SAM (Foret et al., ICLR 2021, equations 2 and 3) goes up by e = rho g / ||g||. ASAM (Kwon et al., ICML 2021, with p = 2)
+measures the way in units of the weights, e = rho T^2 g / ||T g|| with T = |w| + ETA elementwise, because plain sharpness
+changes when weights are rescaled although the network does not (Dinh et al., ICML 2017).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ ASCENTS = {"sam": (0.05, False), "asam": (0.5, True)}
 def steepest(
     weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], rho: float, adaptive: bool
 ) -> list[torch.Tensor]:
-    """The e for each of `weights` that raises the loss most, to first order, with ||e|| = rho, or ||e / T|| = rho if `adaptive`.
+    """The e for each of `weights` that raises the loss most, to first order, with ||e|| = rho; if `adaptive`, ||e / T|| = rho.
 
     gradients: of the loss, of the same shapes. All zeros where the gradient is zero.
     """
@@ -32,8 +32,8 @@ def steepest(
 
 @contextmanager
 def climbed(parameters: Sequence[nn.Parameter], modules: Iterable[nn.Module], rho: float, adaptive: bool) -> Iterator[None]:
-    """A context in which `parameters` are w + e, by their gradients, which are then cleared; afterwards they are w again, bit by
-    bit, and have the gradients of the context.
+    """A context in which `parameters` are w + e, by their gradients, which are then cleared. Afterwards they are w again, bit
+    by bit, and have the gradients of the context.
 
     modules: whose batch norms keep the running statistics that they have, because those at w + e are not the network's.
     """

@@ -369,7 +369,7 @@ class RunConfig(Strict):
 
     @property
     def ascent(self) -> tuple[float, bool]:
-        """How far from the weights the optimiser takes its gradient, and whether in units of the weights; (0, False) for sgd."""
+        """How far from the weights the optimiser takes its gradient, and whether in units of the weights; 0 for sgd."""
         rho, adaptive = ASCENTS.get(self.optimiser, (0.0, False))
         return self.rho or rho, adaptive
 

@@ -50,7 +50,7 @@ def cost(config: RunConfig, sizes: Sizes, side: int = 32) -> dict:
         "test_macs": alone,
         "inputs": inputs,
         "step_macs": inputs * (forward + taught),
-        "training_macs": inputs * (forward + backward + taught),
+        "training_macs": inputs * ((forward + backward) * (2 if config.ascent[0] else 1) + taught),
     }
 
 
@@ -76,7 +76,18 @@ def _macs_of_input(config, sizes):
     """Multiply-adds of a network input in training; the same for all views, seeds and numbers of images."""
     added = [rows.added[name].digest() for rows, name in config.rows if name in rows.added]  # a reader may have changed it
     side = sizes.side or config.side
-    key = str((config.model, config.teacher and config.teacher.model, config.method, config.settings, sizes, side, added))
+    key = str(
+        (
+            config.model,
+            config.teacher and config.teacher.model,
+            config.method,
+            config.settings,
+            config.optimiser,
+            sizes,
+            side,
+            added,
+        )
+    )
     if key not in _counts:
         _counts[key] = cost(config, sizes, side)["training_macs"] / _inputs(config)
     return _counts[key]
