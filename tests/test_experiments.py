@@ -17,7 +17,8 @@ from ccdlib.base import devices, paths
 from ccdlib.base.registry import CcdError
 from ccdlib.data import load_data, sizes_of
 from ccdlib.evidence import teacher_views
-from ccdlib.evidence.stats import Contrast, more
+from ccdlib.evidence.estimands import Contrast
+from ccdlib.evidence.stats import more
 from ccdlib.kit.parameters import profile_parameters
 from ccdlib.training import RunConfig, cohort, fit, folder_of, forecast, predict, schedule
 from ccdlib.views import POLICIES

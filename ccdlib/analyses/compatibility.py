@@ -3,7 +3,8 @@
 from ccdlib.analyses.common import compared, needs_of, teachers_of
 from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.base.registry import CcdError, unknown
-from ccdlib.evidence.stats import Claim, Contrast, more
+from ccdlib.evidence.estimands import Contrast
+from ccdlib.evidence.stats import Claim, more
 from ccdlib.methods.method import METHODS
 from ccdlib.training.recipes import comparable
 

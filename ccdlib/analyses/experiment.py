@@ -9,6 +9,7 @@ from ccdlib.base import paths
 from ccdlib.base.devices import best_device
 from ccdlib.base.registry import CcdError, Registry
 from ccdlib.data import bundled
+from ccdlib.evidence.estimands import values_of
 from ccdlib.evidence.records import Records, Way, way_of
 from ccdlib.evidence.stats import Claim, collapsed_seeds, said_of_collapse
 from ccdlib.models import Backbone
@@ -33,9 +34,10 @@ class Experiment:
     paired: all have the same seeds in the same order, of which costly arms may have only the first ones. claims: declared
     together with the arms, so before any result. facts: {arm: {name: value}} for tables and axes; the fact "baseline" names the
     arm over which the arm's gain is taken. networks: {arm: n}, where figures need the networks of an arm's first n seeds, which
-    are then published with the records. checked: whether check() has been passed; otherwise the training begins with it.
-    trainings: those under way. records: of runs that need not be trained where the run store lacks them. alone: whether all
-    results come from records, and the run store is not looked at.
+    are then published with the records. measures: of the runs of all arms, the names of those that claims need. checked:
+    whether check() has been passed; otherwise the training begins with it. trainings: those under way. records: of runs that
+    need not be trained where the run store lacks them. alone: whether all results come from records, and the run store is not
+    looked at.
     Errors: CcdError for fewer than two seeds, arms that are not paired, and claims about arms that do not exist.
     """
 
@@ -43,6 +45,7 @@ class Experiment:
     claims: tuple[Claim, ...]
     facts: Mapping[str, dict] = field(default_factory=dict)
     networks: Mapping[str, int] = field(default_factory=dict)
+    measures: tuple[str, ...] = ()
     checked: bool = field(default=False, compare=False)
     trainings: Trainings | None = field(default=None, compare=False, repr=False)
     records: Records | None = field(default=None, compare=False, repr=False)
@@ -68,7 +71,7 @@ class Experiment:
                 f"the arms differ in (precision, portable): {sorted(kinds)}; arms that are compared must compute in one way"
             )
         for claim in self.claims:
-            claim.needs(self.arms)
+            claim.needs([*self.arms, *(values_of(measure, arm) for measure in self.measures for arm in self.arms)])
 
     @property
     def configs(self) -> list[RunConfig]:

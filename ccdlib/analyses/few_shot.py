@@ -6,7 +6,8 @@ from ccdlib.analyses.common import EPOCHS, STEPS, images_of, needs_of, seeds_nee
 from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.base.registry import CcdError
 from ccdlib.data.sources import sizes_of
-from ccdlib.evidence.stats import INFINITY, Claim, Contrast, more, slope
+from ccdlib.evidence.estimands import Contrast, slope
+from ccdlib.evidence.stats import INFINITY, Claim, more
 from ccdlib.training.recipes import recipe_of
 from ccdlib.views.epoch import steps_an_epoch
 

@@ -3,7 +3,8 @@
 from ccdlib.analyses.common import COMPUTE, EPOCHS, STEPS, images_of, needs_of, seeds_needed, students_of, sweep_of, teachers_of
 from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.data.sources import sizes_of
-from ccdlib.evidence.stats import Claim, Peak, more
+from ccdlib.evidence.estimands import Peak
+from ccdlib.evidence.stats import Claim, more
 from ccdlib.training.recipes import recipe_of
 from ccdlib.views.epoch import steps_an_epoch
 from ccdlib.views.policies import policy_named

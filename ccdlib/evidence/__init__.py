@@ -1,8 +1,9 @@
 """Evidence: claims and their statistics, published numbers, costs, a teacher's answers to views, and shared figures.
 
-    stats.py  intervals, claims, verdicts    published.py  numbers of papers    cost.py  parameters, multiply-adds, time
-    teacher_views.py  a teacher's answers to augmented images    plots.py, relations.py  a function for each figure
-    records.py  what stays of runs when their weights are gone    forest.py  all verdicts in one figure
+    estimands.py, stats.py  what claims are about; intervals, claims, verdicts    published.py  numbers of papers
+    records.py  what stays of runs without weights    cost.py  parameters, multiply-adds, time
+    teacher_views.py  a teacher's answers to augmented images    sharpness.py  how flat the loss is around a network
+    plots.py, relations.py, forest.py  a function for each figure
 
 It may import training and what is below. (This door does not import plots, whose libraries take seconds to load.)
 """

@@ -1,6 +1,8 @@
 """Figures of one quantity against another: accuracy against compute or cost, and a gain against what might explain it."""
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -8,6 +10,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ccdlib.evidence.plots import LINES, MARKERS, PALETTE, caption, ends, style, what
+from ccdlib.evidence.sharpness import Plane
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -68,6 +71,49 @@ def explained(rows: Rows, x: str, y: str, labels: Mapping[str, str]) -> tuple[Fi
     seeds = len({row["seed"] for row in rows})
     caption(figure, f"a point: one operation, {what(seeds)} of {seeds} seeds; Pearson's r of the points {r:.2f}")
     return figure, r
+
+
+def scattered(rows: Rows, x: str, label: str) -> Figure:
+    """Draw the accuracy of every run against row[x] on a logarithmic axis: a colour for each method, a marker for each
+    optimiser, small for a run and large for the mean of an arm.
+
+    rows: a dict for each arm and seed with "method", "optimiser", "accuracy" and x, which is above 0. label: of the axis.
+    """
+    style()
+    figure, ax = plt.subplots(figsize=(8.4, 5.2), layout="constrained")
+    methods, optimisers = (list(dict.fromkeys(row[key] for row in rows)) for key in ("method", "optimiser"))
+    for k, method in enumerate(methods):
+        for marker, optimiser in zip(MARKERS, optimisers, strict=False):
+            arm = [row for row in rows if (row["method"], row["optimiser"]) == (method, optimiser)]
+            places, accuracies = [math.log(row[x]) for row in arm], [row["accuracy"] for row in arm]
+            ax.scatter([row[x] for row in arm], accuracies, s=14, marker=marker, color=f"C{k}", alpha=0.4, linewidth=0)
+            middle, look = (math.exp(fmean(places)), fmean(accuracies)), {"color": f"C{k}", "edgecolor": "black", "zorder": 3}
+            ax.scatter(*middle, s=110, marker=marker, label=f"{method}, {optimiser}", **look)
+    ax.set_xscale("log")
+    ax.set(xlabel=label, ylabel="test accuracy after the last epoch (%)")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize="small")
+    seeds = len({row["seed"] for row in rows})
+    caption(figure, f"a small marker: one of {seeds} seeds; a large one: the mean (geometric along the axis)")
+    return figure
+
+
+def planes(found: Mapping[str, Plane]) -> Figure:
+    """Draw the losses of planes through the weights of several networks, {name: Plane}, in panels with one scale."""
+    style()
+    figure, panels = plt.subplots(1, len(found), figsize=(4.2 * len(found), 4), layout="constrained", squeeze=False)
+    low = min(plane.losses.min().item() for plane in found.values())
+    high = max(plane.losses.max().item() for plane in found.values())
+    levels = [low + (high - low) * (k / 12) ** 2 for k in range(13)]  # finer where the loss is low
+    for ax, (name, plane) in zip(panels[0], found.items(), strict=True):
+        places, losses = plane.places.tolist(), plane.losses.tolist()
+        filled = ax.contourf(places, places, losses, levels=levels, cmap="viridis_r")
+        ax.contour(places, places, losses, levels=levels, colors="white", linewidths=0.6)
+        ax.plot(0, 0, "+", color="black", markersize=10)
+        ax.set(title=name, xlabel="along the second direction", aspect="equal")
+    panels[0][0].set_ylabel("along the first direction")
+    figure.colorbar(filled, ax=panels[0].tolist(), label="loss (nats)", format="%.2g")
+    caption(figure, "+: the trained network; a step of 1 is as long as the filters of the network itself")
+    return figure
 
 
 def pareto(points: Mapping[str, tuple[float, Sequence[float]]], cost: str) -> Figure:

@@ -14,14 +14,12 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from ccdlib.base.registry import CcdError, unknown
+from ccdlib.evidence.estimands import Accuracies, Alternatives, Contrast, Estimand, Peak
 from ccdlib.training.cohort import Result
 
 VERDICTS = ("holds", "does not hold", "practically zero", "inconclusive", "untested")
 INFINITY = math.inf
 ERROR = 0.05  # the rate at which each verdict may be wrong
-
-Accuracies = Mapping[str, Sequence[float]]  # {arm: [percent, one for each seed]}; entry k of every arm has the same seed
-Alternatives = dict[str, list[list[float]]]  # {alternative: [the values of each of its numbers, one for each seed]}
 
 
 class Interval(NamedTuple):
@@ -123,73 +121,12 @@ def said_of_collapse(seeds: Sequence[int] | None) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} collapsed" if seeds else ""
 
 
-class Contrast(NamedTuple):
-    """An estimand: a weighted sum of arms for each seed, such as a difference, a difference of differences, or a slope."""
-
-    weights: Mapping[str, float]  # {arm: weight}
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """The arms that it needs."""
-        return tuple(self.weights)
-
-    @property
-    def places(self) -> tuple[float, ...]:
-        """The weights, in the order of the arms."""
-        return tuple(self.weights.values())
-
-    def alternatives(self, accuracies: Accuracies) -> Alternatives:
-        """Its one alternative of one number, {"": [[the sum for each seed]]}; see Claim."""
-        seeds = range(len(accuracies[self.arms[0]]))
-        return {"": [[sum(w * accuracies[arm][s] for arm, w in self.weights.items()) for s in seeds]]}
-
-
-class Peak(NamedTuple):
-    """An estimand: how far each arm inside a sweep lies above the sweep's first arm, and above its last.
-
-    There is a peak where both differences are large enough for one inside arm.
-    """
-
-    arms: Sequence[str]  # of the sweep, in its order
-
-    @property
-    def places(self) -> tuple[float, ...]:
-        """The places of the arms in the sweep."""
-        return tuple(map(float, range(len(self.arms))))
-
-    def alternatives(self, accuracies: Accuracies) -> Alternatives:
-        """{inside arm: [differences from the first arm for each seed, differences from the last]}; see Claim.
-
-        Errors: CcdError for fewer than three arms.
-        """
-        if len(self.arms) < 3:
-            raise CcdError(f"a peak needs at least three arms: two ends and one between them; given: {', '.join(self.arms)}")
-        first, *inside, last = self.arms
-
-        def above(arm, end):
-            return [a - b for a, b in zip(accuracies[arm], accuracies[end], strict=True)]
-
-        return {arm: [above(arm, first), above(arm, last)] for arm in inside}
-
-
-def slope(x: Sequence[float]) -> list[float]:
-    """The weights with which values at the places `x` add up to their least-squares slope.
-
-    Errors: CcdError where all places are the same.
-    """
-    middle = fmean(x)
-    size = sum((value - middle) ** 2 for value in x)
-    if size == 0:
-        raise CcdError(f"a slope needs at least two different values of x; given: {list(x)}")
-    return [(value - middle) / size for value in x]
-
-
 @dataclass(frozen=True)
 class Claim:
     """A finding, declared before its results exist.
 
     finding: the letter that the paper's finding has here. statement, words: the claim and its estimand in words. estimand: a
-    Contrast or a Peak. low, high: the claim is true where the estimand lies above `low` and below `high`. least: seeds that a
+    an Estimand. low, high: the claim is true where the estimand lies above `low` and below `high`. least: seeds that a
     verdict needs. unit: of the estimand. margin: the size below which a claimed effect is practically zero (None: not asked).
     headline: the label of a claim in the forest plot, which has only the claims that have one.
 
@@ -205,7 +142,7 @@ class Claim:
     finding: str
     statement: str
     words: str
-    estimand: Contrast | Peak
+    estimand: Estimand
     low: float = 0.0
     high: float = INFINITY
     least: int = 10

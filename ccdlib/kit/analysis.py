@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,9 @@ from ccdlib.base.devices import best_device, hardware, jobs
 from ccdlib.base.files import write_whole
 from ccdlib.base.reading import check_name
 from ccdlib.base.registry import CcdError, unknown
-from ccdlib.evidence import stats
+from ccdlib.evidence import estimands, stats
 from ccdlib.evidence.published import SOURCE, published
-from ccdlib.kit import answers, recorded
+from ccdlib.kit import answers, measures, recorded
 from ccdlib.kit.parameters import CHECKED, DEFAULT, arithmetic_of, checksum, find, label, profile_parameters, title_of
 from ccdlib.training import Result, RunConfig
 from ccdlib.training.identity import provenance
@@ -49,7 +50,7 @@ class Analysis:
         self.profile = label(notebook, profile, self.parameters)
         self.folder = paths.outputs() / self.profile / stem
         self.checks, self.claims, self.rows, self.figures = [], [], [], []
-        self._experiment, self.results, self.measured = None, {}, {}
+        self._experiment, self.results, self.measured, self.measures = None, {}, {}, {}
 
     def __repr__(self):
         return f"Analysis {self.stem}, profile {self.profile}, {self.arithmetic.said}, on {hardware(best_device())}"
@@ -143,10 +144,26 @@ class Analysis:
             "published": theirs and theirs._asdict() | {"source": SOURCE},
         }
 
+    def measure(
+        self, results: dict[str, list[Result]], function: Callable[[Result], dict[str, float]]
+    ) -> dict[str, list[dict[str, float]]]:
+        """What `function` measures of each run that has a configuration, {arm: [{measure: number}, one a seed]}, for claims.
+
+        What is known of a run is read from measures.json beside the results; the rest is computed by as many processes as there
+        are cores. function: of a module, so that processes can import it. Errors: CcdError where a run has no weights here.
+        """
+        taught = {arm: runs for arm, runs in results.items() if isinstance(runs[0].config, RunConfig)}
+        found = measures.of_runs(self.folder, [run for runs in taught.values() for run in runs], function)
+        values = {arm: [found[run.folder.name] for run in runs] for arm, runs in taught.items()}
+        for arm, rows in values.items():
+            self.measures |= {estimands.values_of(name, arm): [row[name] for row in rows] for name in rows[0]}
+        return values
+
     def judge(self, results: dict[str, list[Result]]) -> None:
         """The verdict on every claim that was declared, printed and kept, whatever it is; results {arm: [Result]}."""
         self.results = results
-        accuracies, declared = {arm: [run.accuracy for run in runs] for arm, runs in results.items()}, self._planned().claims
+        accuracies = {arm: [run.accuracy for run in runs] for arm, runs in results.items()} | self.measures
+        declared = self._planned().claims
         first = next(iter(results.values()))
         self.claims = [claim.judge(accuracies, 100 / first[0].classes) for claim in declared]
         for claim, verdict in zip(self.claims, stats.corrected(self.claims), strict=True):
@@ -208,6 +225,7 @@ class Analysis:
             "table": self.rows,
             "claims": self.claims,
             "measured": self.measured,
+            "measures": self.measures,
             "checks": self.checks,
             "figures": self.figures,
             "runs": {arm: [run.folder.name for run in arms] for arm, arms in self.results.items()},

@@ -4,7 +4,8 @@ from statistics import stdev
 
 from ccdlib import analyses
 from ccdlib.base.registry import CcdError
-from ccdlib.evidence.stats import POWER, Contrast, seeds_to_detect, seeds_to_exclude
+from ccdlib.evidence.estimands import Contrast
+from ccdlib.evidence.stats import POWER, seeds_to_detect, seeds_to_exclude
 from ccdlib.kit import recorded
 from ccdlib.kit.parameters import asked_for
 

@@ -11,6 +11,7 @@ from ccdlib.analyses.experiment import experiment
 from ccdlib.base import paths
 from ccdlib.base.files import write_whole
 from ccdlib.data.sources import sizes_of
+from ccdlib.evidence.estimands import arm_of
 from ccdlib.evidence.forest import forest
 from ccdlib.evidence.stats import brief, corrected, said_of_collapse
 from ccdlib.kit import ledger
@@ -42,7 +43,7 @@ def judged(result: dict) -> list[dict]:
     """
     asked = profile_parameters(find(result["notebook"]), result["profile"]) | result["parameters"]
     plan = experiment(result["notebook"], asked)
-    accuracies = {row["arm"]: row["accuracies"] for row in result["table"]}
+    accuracies = {row["arm"]: row["accuracies"] for row in result["table"]} | result.get("measures", {})
     seeds, chance = max((row["seeds"] for row in result["table"]), key=len), 100 / sizes_of(asked["data"]).classes
     claims = []
     for declared in plan.claims:
@@ -50,6 +51,7 @@ def judged(result: dict) -> list[dict]:
         if {*arms} <= accuracies.keys():
             claim = declared.judge(accuracies, chance)
             claim["collapsed"] = {arm: [seeds[k] for k in places] for arm, places in claim["collapsed"].items()}
+            arms = [arm_of(name) for name in arms]
             runs = [tuple(result["runs"][arm][: claim["n"]]) for arm in arms]
             claim["runs"] = (type(declared.estimand).__name__, tuple(zip(declared.estimand.places, runs, strict=True)))
             claim["headline"], claim["sizes"] = declared.headline, _sizes([plan.arms[arm][0] for arm in arms])
