@@ -7,18 +7,16 @@ import pytest
 
 from ccdlib.base.registry import CcdError
 from ccdlib.evidence import stats
+from ccdlib.evidence.estimands import Contrast, Peak, slope
 from ccdlib.evidence.stats import (
     INFINITY,
     Claim,
-    Contrast,
-    Peak,
     bootstrap,
     equivalent,
     interval,
     more,
     no_better,
     paired,
-    slope,
 )
 
 

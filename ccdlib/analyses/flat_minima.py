@@ -17,7 +17,7 @@ from ccdlib.views.crops import normalise
 
 FLAT = "log2 sharpness"  # the measure of the claims
 ADAPTIVE, PLAIN = 0.5, 0.05  # rho, as ASAM's and SAM's papers have them for CIFAR-10
-TEST_IMAGES = 100  # of the test set, as many of each class
+TRAINING_IMAGES, TEST_IMAGES = 1000, 100  # at most, and as many of each class, on which a student is measured
 LEAST = 1e-6  # nats; a rise that is smaller counts as this one
 
 
@@ -99,7 +99,7 @@ def _shrinks(statement, plain, sharp, at, how):
 
 
 def flatness(run: Result) -> dict[str, float]:
-    """How flat the loss is around a trained student, measured on its training images and on TEST_IMAGES test images.
+    """How flat the loss is around a trained student, on TRAINING_IMAGES of its training images and TEST_IMAGES test images.
 
     Keys: FLAT, the binary logarithm of "sharpness", which is the largest rise of the loss within rho = ADAPTIVE in units of the
     weights, by ten steps on the training images; the same "by one step" and "on test images"; SAM's "plain sharpness" within
@@ -107,10 +107,10 @@ def flatness(run: Result) -> dict[str, float]:
     images; and its "trace". Losses and rises are in nats.
     """
     data, network = data_of(run.config), run.model()
-    rows = torch.cat([(data.test_labels == k).nonzero()[: TEST_IMAGES // data.classes, 0] for k in range(data.classes)])
-    images, labels = data.tests(rows), data.test_labels[rows]
-    train = Landscape(network, normalise(data.train_images, data.mean, data.std), data.train_labels)
-    test = Landscape(network, normalise(images, data.mean, data.std), labels)
+    rows = _of_each_class(data.train_labels, TRAINING_IMAGES)
+    train = Landscape(network, normalise(data.train_images[rows], data.mean, data.std), data.train_labels[rows])
+    rows = _of_each_class(data.test_labels, TEST_IMAGES)
+    test = Landscape(network, normalise(data.test_images[rows], data.mean, data.std), data.test_labels[rows])
     rise = sharpness(train, ADAPTIVE, 10, adaptive=True)
     return {
         FLAT: log2(max(rise, LEAST)),
@@ -123,3 +123,10 @@ def flatness(run: Result) -> dict[str, float]:
         "eigenvalue": top_eigenvalue(train),
         "trace": trace(train)[0],
     }
+
+
+def _of_each_class(labels, most):
+    """The rows of the first images of each class, at most so many in all, but one of each."""
+    classes = labels.unique()
+    each = max(1, most // len(classes))
+    return torch.cat([(labels == k).nonzero()[:each, 0] for k in classes])
