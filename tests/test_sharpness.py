@@ -229,7 +229,7 @@ def test_what_is_published_is_known_beside_what_is_measured_here(outputs, tmp_pa
 def test_flatness_of_a_student(monkeypatch):
     teacher = RunConfig(n_train=40, epochs=2)
     run = fit(RunConfig(n_train=40, epochs=2, method="kd", teacher=teacher), show="none")
-    found = flat_minima.flatness(run)
+    found = flat_minima.sharp_and_curved(run)
     assert found[flat_minima.FLAT] == pytest.approx(torch.tensor(found["sharpness"]).log2().item(), rel=1e-5)
     assert found["sharpness"] >= found["sharpness by one step"] > 0
     assert found["training loss"] == pytest.approx(

@@ -98,19 +98,14 @@ def _shrinks(statement, plain, sharp, at, how):
     return Claim("(g)", f"{statement}, at {at}", " - ".join(gains), contrast, **how)
 
 
-def flatness(run: Result) -> dict[str, float]:
-    """How flat the loss is around a trained student, on TRAINING_IMAGES of its training images and TEST_IMAGES test images.
+def sharp(run: Result) -> dict[str, float]:
+    """How sharp the loss is around a trained student, on TRAINING_IMAGES of its training images and TEST_IMAGES test images.
 
     Keys: FLAT, the binary logarithm of "sharpness", which is the largest rise of the loss within rho = ADAPTIVE in units of the
     weights, by ten steps on the training images; the same "by one step" and "on test images"; SAM's "plain sharpness" within
-    rho = PLAIN by one step; "training loss" and "test loss"; "eigenvalue", the largest one of the Hessian on the training
-    images; and its "trace". Losses and rises are in nats.
+    rho = PLAIN by one step; "training loss" and "test loss". Losses and rises are in nats.
     """
-    data, network = data_of(run.config), run.model()
-    rows = _of_each_class(data.train_labels, TRAINING_IMAGES)
-    train = Landscape(network, normalise(data.train_images[rows], data.mean, data.std), data.train_labels[rows])
-    rows = _of_each_class(data.test_labels, TEST_IMAGES)
-    test = Landscape(network, normalise(data.test_images[rows], data.mean, data.std), data.test_labels[rows])
+    train, test = _landscapes(run)
     rise = sharpness(train, ADAPTIVE, 10, adaptive=True)
     return {
         FLAT: log2(max(rise, LEAST)),
@@ -120,9 +115,21 @@ def flatness(run: Result) -> dict[str, float]:
         "plain sharpness": sharpness(train, PLAIN),
         "training loss": train.loss(),
         "test loss": test.loss(),
-        "eigenvalue": top_eigenvalue(train),
-        "trace": trace(train)[0],
     }
+
+
+def sharp_and_curved(run: Result) -> dict[str, float]:
+    """sharp(), and of the Hessian on the training images the largest "eigenvalue" and the "trace"."""
+    train, _ = _landscapes(run)
+    return sharp(run) | {"eigenvalue": top_eigenvalue(train), "trace": trace(train)[0]}
+
+
+def _landscapes(run):
+    data, network = data_of(run.config), run.model()
+    train = _of_each_class(data.train_labels, TRAINING_IMAGES)
+    test = _of_each_class(data.test_labels, TEST_IMAGES)
+    for images, labels in ((data.train_images[train], data.train_labels[train]), (data.tests(test), data.test_labels[test])):
+        yield Landscape(network, normalise(images, data.mean, data.std), labels)
 
 
 def _of_each_class(labels, most):
