@@ -202,12 +202,12 @@ def test_measures_are_kept_and_read_where_the_weights_are_gone(outputs, monkeypa
     runs = [fit(RunConfig(n_train=20, epochs=1, seed=seed), show="none") for seed in range(2)]
     folder = outputs / "lite" / "x"
     found = measures.of_runs(folder, runs, measured_of)
-    assert {name: found[name] for name in found} == {run.folder.name: measured_of(run) for run in runs}
+    assert found == {measures.network_of(run): measured_of(run) for run in runs}
     for run in runs:
         (run.folder / "weights.safetensors").unlink()
-    assert measures.of_runs(folder, runs[:1], measured_of)[runs[0].folder.name] == found[runs[0].folder.name]
+    assert measures.of_runs(folder, runs[:1], measured_of) == found
     kept = json.loads((folder / measures.FILE).read_text())
-    del kept[f"{measured_of.__module__}.measured_of"][runs[1].folder.name]
+    del kept[f"{measured_of.__module__}.measured_of"][measures.network_of(runs[1])]
     (folder / measures.FILE).write_text(json.dumps(kept))
     with pytest.raises(CcdError, match="weights of .* are not here, only its record"):
         measures.of_runs(folder, runs, measured_of)
@@ -222,8 +222,8 @@ def test_what_is_published_is_known_beside_what_is_measured_here(outputs, tmp_pa
     published.parent.mkdir(parents=True)
     run = fit(RunConfig(n_train=20, epochs=1), show="none")
     kind = f"{measured_of.__module__}.measured_of"
-    published.write_text(json.dumps({kind: {run.folder.name: {"sum": 3.0}}}))
-    assert measures.of_runs(outputs / "lite" / "x", [run], measured_of) == {run.folder.name: {"sum": 3.0}}
+    published.write_text(json.dumps({kind: {measures.network_of(run): {"sum": 3.0}}}))
+    assert measures.of_runs(outputs / "lite" / "x", [run], measured_of) == {measures.network_of(run): {"sum": 3.0}}
 
 
 def test_flatness_of_a_student(monkeypatch):

@@ -156,7 +156,7 @@ def checked(arrays: dict[str, np.ndarray], names: Sequence[str] | None, where: s
 
 
 def cifar(name: str) -> Callable[[Path | None, int | None], Named]:
-    """A loader of "CIFAR10" or "CIFAR100": <name>.npz in the folder of downloads, or torchvision's copy, downloaded once.
+    """A loader of "CIFAR10" or "CIFAR100": torchvision's copy, downloaded once, or cifar100.npz in the folder of downloads.
 
     Images are put into the order of their content, so that whatever copy they come from, a seed chooses the same of them and
     runs have the same names. It raises CcdError where the data is not there and cannot be downloaded, and for an archive or an
@@ -164,11 +164,12 @@ def cifar(name: str) -> Callable[[Path | None, int | None], Named]:
     """
 
     def load(path=None, side=None):
-        file = paths.downloads() / f"{name.lower()}.npz"
-        arrays, names = in_order(*(npz(file) if file.exists() else _torchvisions(name)))
-        if file.exists() and (found := content_of(arrays)) != CIFAR[name].content:
+        file, known = paths.downloads() / f"{name.lower()}.npz", CIFAR[name].content
+        own = bool(known) and file.exists()
+        arrays, names = in_order(*(npz(file) if own else _torchvisions(name)))
+        if own and (found := content_of(arrays)) != known:
             raise CcdError(
-                f"{file} does not hold {name}: the SHA-256 of its images and labels is {found} and not {CIFAR[name].content}; "
+                f"{file} does not hold {name}: the SHA-256 of its images and labels is {found} and not {known}; "
                 "remove it, or name it with npz:PATH"
             )
         return arrays, names
@@ -205,8 +206,8 @@ def _torchvisions(name):
     except (OSError, RuntimeError) as error:
         raise CcdError(
             f"{name} is not in {root} and could not be downloaded ({error}). Connect to the network once, or put the file "
-            f"{kind.url} into that folder, or set CCD_DATA to the folder that has it. A file {name.lower()}.npz with its four "
-            "arrays and label_names does as well. Data 'objects' and 'digits' come with the package"
+            f"{kind.url} into that folder, or set CCD_DATA to the folder that has it. Data 'objects' and 'digits' come with "
+            "the package"
         ) from error
     if archive.exists() and not known and (found := sha256(archive)) != CIFAR[name].archive:
         raise CcdError(

@@ -134,6 +134,7 @@ class Records:
         line, facts, folder = self._found[self.name(config)]
         metrics = {key: line[key] for key in METRICS if key in line}
         metrics |= {"data": facts["data"], "provenance": facts["provenance"][line["provenance"]]}
+        metrics |= {"sha256": {WEIGHTS: line["weights"]}}
         where, data = folder / "networks" / line["run"], data_of(config)
         curves = _rows(line["curves"], config)
         return Result(config, line["accuracy"], line["best_on_test"], curves, where, metrics, data.classes, data.channels)

@@ -154,7 +154,7 @@ class Analysis:
         """
         taught = {arm: runs for arm, runs in results.items() if isinstance(runs[0].config, RunConfig)}
         found = measures.of_runs(self.folder, [run for runs in taught.values() for run in runs], function)
-        values = {arm: [found[run.folder.name] for run in runs] for arm, runs in taught.items()}
+        values = {arm: [found[measures.network_of(run)] for run in runs] for arm, runs in taught.items()}
         for arm, rows in values.items():
             self.measures |= {estimands.values_of(name, arm): [row[name] for row in rows] for name in rows[0]}
         return values

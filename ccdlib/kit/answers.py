@@ -74,11 +74,8 @@ def _what_would_change(claims: Sequence[Mapping[str, Any]]) -> str:
             f"Nearest to it, in half-widths of its interval, is the verdict on whether {nearest['claim']}."
         )
     open_ones = [claim for claim in claims if claim["verdict"] == "inconclusive" and len(claim["per_seed"]) == 1]
-    open_ones = [
-        claim for claim in open_ones if claim["unit"].startswith("points")
-    ]  # an effect of one has no meaning elsewhere
     for claim in open_ones:
-        if seeds := _seeds(claim):
+        if claim["unit"].startswith("points") and (seeds := _seeds(claim)):
             effect = f"one {claim['unit'].replace('points', 'point')}"
             rate = f"{seeds} seeds would show an effect of {effect} in {100 * stats.POWER:g} % of cases"
             lines += [f"Whether {claim['claim']}: with the spread seen here, {rate}."]
