@@ -233,7 +233,9 @@ def test_copies_of_a_data_set_become_equal():
 def test_cifar_from_an_npz_file_is_known_by_its_content(tmp_path, monkeypatch, cifar100_slice):
     monkeypatch.setenv("CCD_DATA", str(tmp_path))
     np.savez(tmp_path / "cifar100.npz", **cifar100_slice)
-    with pytest.raises(CcdError, match=r"cifar100.npz does not hold CIFAR100: the SHA-256 .* remove it, or name it with npz:"):
+    with pytest.raises(
+        CcdError, match=r"cifar100.npz does not hold CIFAR100: the SHA-256 .*label_names; remove it, or name it with"
+    ):
         load_data("cifar100")
     # The content of this part of CIFAR-100 in the place of that of all of it.
     content = content_of(arrays.in_order(*arrays.npz(tmp_path / "cifar100.npz"))[0])
@@ -257,7 +259,9 @@ def test_an_archive_that_is_not_the_published_one_is_refused(tmp_path, monkeypat
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", download)
-    with pytest.raises(CcdError, match=r"was downloaded with SHA-256 \w+ instead of 85cd44d0\w+; remove it and try again"):
+    with pytest.raises(CcdError, match=r"has the SHA-256 \w+ instead of 85cd44d0\w+; remove it and the folder"):
+        load_data("cifar100")
+    with pytest.raises(CcdError, match=r"has the SHA-256 \w+ instead of"):  # also when it is there already
         load_data("cifar100")
     sources._load.cache_clear()
 

@@ -289,7 +289,7 @@ def test_from_records_trains_nothing_and_says_what_is_missing(kept, lab, capsys,
     file.write_text("\n".join(file.read_text().splitlines()[:-2]) + "\n")
     code, error = refused(capsys, "run", STEM, "--profile", PROFILE, "--from", "records")
     assert code == 2
-    assert "2 of 15 runs of 00_quickstart have no record, or lack the network that a figure needs" in error
+    assert "2 of 15 runs of 00_quickstart have no record, or lack the network that a figure needs or what" in error
     assert "`ccd plan 00_quickstart --profile tiny` lists them" in error
     monkeypatch.setenv("CCD_FROM", "recrods")
     with pytest.raises(CcdError, match=r"unknown \$CCD_FROM 'recrods'. Did you mean 'records'"):
@@ -381,13 +381,17 @@ def other_code(monkeypatch):
 def test_records_are_confirmed_for_code_that_gives_the_same_bits(kept, lab, other_code):
     assert "15 were trained by another version of the code" in ccd("record", STEM, "--profile", PROFILE)
     said = ccd("check", PROFILE, STEM, "--confirm").splitlines()
-    assert said[0] == f"{len(kept)} kinds of run were trained by other code", "a kind for each arm"
+    assert said[0] == f"{len(kept)} kinds of run were trained by other code, and are trained again", "one an arm"
     assert len([line for line in said if line.endswith("the same bits")]) == len(kept) == len(said) - 2
     assert "another version" not in ccd("record", STEM, "--profile", PROFILE)
     (fact,) = recorded.confirmed(PROFILE)
-    assert (fact["source"], fact["same_as"], fact["runs"]) == ("of other code", [identity.source_hash()], len(kept))
-    assert ccd("check", PROFILE, STEM, "--confirm") == "0 kinds of run were trained by other code\n"
-    assert not recorded.by_this_code({"source": "a third"}, PROFILE)
+    assert fact["source"] == "of other code"
+    assert {source: len(kinds) for source, kinds in fact["kinds"].items()} == {identity.source_hash(): len(kept)}
+    assert ccd("check", PROFILE, STEM, "--confirm").startswith("0 kinds of run were trained by other code")
+    here, config = {"source": identity.source_hash()}, kept["KD"][0].config
+    assert recorded.by_this_code(here, config.but(seed=7, epochs=9), PROFILE), "the same kind"
+    assert not recorded.by_this_code({"source": "a third"}, config, PROFILE)
+    assert not recorded.by_this_code(here, config.but(method="sp"), PROFILE), "another kind, which was not trained again"
     recorded.confirmed_file(PROFILE).write_text("[")
     with pytest.raises(CcdError, match=r"confirmed\.json cannot be read .*restore it, for example from git"):
         ccd("record", STEM, "--profile", PROFILE)
@@ -398,8 +402,10 @@ def test_code_that_gives_other_bits_is_not_confirmed(kept, lab, other_code, caps
     lines = [re.sub(r'"weights": ?"\w+"', f'"weights":"{"0" * 64}"', line) for line in file.read_text().splitlines()]
     file.write_text("\n".join(lines) + "\n")
     assert weights not in file.read_text()
-    code, _ = refused(capsys, "check", PROFILE, STEM, "--confirm")
-    assert (code, recorded.confirmed(PROFILE)) == (1, [])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["check", PROFILE, STEM, "--confirm"])
+    assert (stop.value.code, recorded.confirmed(PROFILE)) == (1, [])
+    assert "not confirmed: code, or a processor, that gives other bits" in capsys.readouterr().out
 
 
 def test_the_spread_of_an_arm_needs_three_runs(kept, lab, capsys):

@@ -1,6 +1,6 @@
 """Experiments as data: the runs of an analysis in arms, and its claims, which are declared before any run is trained."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,12 @@ from ccdlib.views import policy_named
 Parameters = Mapping[str, Any]  # the parameters of a notebook, by name
 EXPERIMENTS = Registry("experiment")  # name of a notebook, without .ipynb -> function of its parameters
 MOST_SEEDS = 1000
+Measure = Callable[[Result], dict[str, float]]  # of a module, so that worker processes can import it
+
+
+def name_of(measure: Measure) -> str:
+    """The name under which the values of a measure are kept; one that changes needs another."""
+    return f"{measure.__module__}.{measure.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,10 @@ class Experiment:
     paired: all have the same seeds in the same order, of which costly arms may have only the first ones. claims: declared
     together with the arms, so before any result. facts: {arm: {name: value}} for tables and axes; the fact "baseline" names the
     arm over which the arm's gain is taken. networks: {arm: n}, where figures need the networks of an arm's first n seeds, which
-    are then published with the records. measures: of the runs of all arms, the names of those that claims need. checked:
-    whether check() has been passed; otherwise the training begins with it. trainings: those under way. records: of runs that
-    need not be trained where the run store lacks them. alone: whether all results come from records, and the run store is not
-    looked at.
+    are then published with the records. measure, measures: a function that measures the networks of all arms with facts, and
+    the names of those of its values that claims are about. checked: whether check() has been passed; otherwise the training
+    begins with it. trainings: those under way. records: of runs that need not be trained where the run store lacks them. alone:
+    whether all results come from records, and the run store is not looked at.
     Errors: CcdError for fewer than two seeds, arms that are not paired, and claims about arms that do not exist.
     """
 
@@ -45,6 +51,7 @@ class Experiment:
     claims: tuple[Claim, ...]
     facts: Mapping[str, dict] = field(default_factory=dict)
     networks: Mapping[str, int] = field(default_factory=dict)
+    measure: Measure | None = None
     measures: tuple[str, ...] = ()
     checked: bool = field(default=False, compare=False)
     trainings: Trainings | None = field(default=None, compare=False, repr=False)
@@ -71,7 +78,7 @@ class Experiment:
                 f"the arms differ in (precision, portable): {sorted(kinds)}; arms that are compared must compute in one way"
             )
         for claim in self.claims:
-            claim.needs([*self.arms, *(values_of(measure, arm) for measure in self.measures for arm in self.arms)])
+            claim.needs([*self.arms, *(values_of(measure, arm) for measure in self.measures for arm in self.facts)])
 
     @property
     def configs(self) -> list[RunConfig]:
@@ -103,8 +110,13 @@ class Experiment:
     def _mark(self, folders):
         """Say of each Folder whether its record is enough. Errors: CcdError where others are computed in another way."""
         shown = {folder.path.name for folder in self.shown}
+        measured = {folder_of(config).path.name for config in self.measured}
         for name, folder in folders.items():
-            folder.recorded = self.records.has(folder.config) and (name not in shown or self.records.has_network(folder.config))
+            folder.recorded = (
+                self.records.has(folder.config)
+                and (name not in shown or self.records.has_network(folder.config))
+                and (name not in measured or self.records.has_measure(folder.config, name_of(self.measure)))
+            )
         for student in [] if self.alone else unfinished(folders.values()):
             for teacher in with_teachers(student.config.teacher):
                 folders[folder_of(teacher).path.name].recorded = False
@@ -139,6 +151,11 @@ class Experiment:
         """The Folders of the runs whose networks are published."""
         configs = [config for arm, n in self.networks.items() for config in self.arms[arm][:n]]
         return [folder_of(config) for config in configs if isinstance(config, RunConfig)]
+
+    @property
+    def measured(self) -> list[RunConfig]:
+        """The RunConfigs of the runs whose networks are measured."""
+        return [config for arm in self.facts for config in self.arms[arm]] if self.measure else []
 
     def check(self) -> None:
         """Check that all runs can be trained. Errors: CcdError."""

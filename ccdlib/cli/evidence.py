@@ -39,7 +39,7 @@ def record(notebooks, profile):
 )
 @click.option("--runs", type=click.IntRange(1, 1000), default=3, show_default=True, help="How many runs.")
 @click.option("--sample", type=click.IntRange(0), default=0, show_default=True, help="The seed that chooses them.")
-@click.option("--confirm", is_flag=True, help="Instead of a sample, one run of each kind that other code trained.")
+@click.option("--confirm", is_flag=True, help="Not a sample, but one run of each kind that other code trained.")
 @click.argument("profile", shell_complete=names_in("PARAMS", "*"))
 @click.argument("notebooks", nargs=-1, **NOTEBOOK)
 def check(profile, notebooks, runs, sample, confirm):
@@ -54,12 +54,16 @@ def check(profile, notebooks, runs, sample, confirm):
     stems = notebooks or planner.stems_of(profile)
     chosen = recheck.one_of_each_kind(profile, stems) if confirm else recheck.sample(profile, stems, runs, sample)
     if confirm:
-        click.echo(f"{len(chosen)} kinds of run were trained by other code")
+        click.echo(f"{len(chosen)} kinds of run were trained by other code, and are trained again")
     passed = []
     for one in recheck.again(chosen):
         passed.append(one.same_bits if confirm else one.passed)
         click.echo(one.bits if confirm else one.said)
     if not all(passed):
+        if confirm:
+            click.echo(
+                "not confirmed: code, or a processor, that gives other bits; runs of the code as it is now can be trained"
+            )
         sys.exit(1)
     if confirm and chosen:
         recheck.confirm(profile, chosen)

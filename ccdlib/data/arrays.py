@@ -159,8 +159,8 @@ def cifar(name: str) -> Callable[[Path | None, int | None], Named]:
     """A loader of "CIFAR10" or "CIFAR100": torchvision's copy, downloaded once, or cifar100.npz in the folder of downloads.
 
     Images are put into the order of their content, so that whatever copy they come from, a seed chooses the same of them and
-    runs have the same names. It raises CcdError where the data is not there and cannot be downloaded, and for an archive or an
-    npz file with other content.
+    runs have the same names. It raises CcdError where the data is not there and cannot be downloaded, and for an archive or
+    cifar100.npz with other content.
     """
 
     def load(path=None, side=None):
@@ -169,8 +169,8 @@ def cifar(name: str) -> Callable[[Path | None, int | None], Named]:
         arrays, names = in_order(*(npz(file) if own else _torchvisions(name)))
         if own and (found := content_of(arrays)) != known:
             raise CcdError(
-                f"{file} does not hold {name}: the SHA-256 of its images and labels is {found} and not {known}; "
-                "remove it, or name it with npz:PATH"
+                f"{file} does not hold {name}: the SHA-256 of its images and labels is {found} and not {known}, or it lacks "
+                "the class names, label_names; remove it, or name it with npz:PATH"
             )
         return arrays, names
 
@@ -199,7 +199,6 @@ def _torchvisions(name):
 
     root, kind = paths.downloads(), getattr(torchvision.datasets, name)
     archive = root / kind.filename
-    known = archive.exists()
     try:
         train = kind(root, train=True, download=True)
         parts = [train, kind(root, train=False)]
@@ -209,9 +208,10 @@ def _torchvisions(name):
             f"{kind.url} into that folder, or set CCD_DATA to the folder that has it. Data 'objects' and 'digits' come with "
             "the package"
         ) from error
-    if archive.exists() and not known and (found := sha256(archive)) != CIFAR[name].archive:
+    if archive.exists() and (found := sha256(archive)) != CIFAR[name].archive:
         raise CcdError(
-            f"{archive} was downloaded with SHA-256 {found} instead of {CIFAR[name].archive}; remove it and try again"
+            f"{archive} has the SHA-256 {found} instead of {CIFAR[name].archive}; remove it and the folder {kind.base_folder} "
+            "that was unpacked from it, and try again"
         )
     arrays = {}
     for split, part in zip(SPLITS, parts, strict=True):

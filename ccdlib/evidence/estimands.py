@@ -102,7 +102,8 @@ def slope(x: Sequence[float]) -> list[float]:
 class Correlation(NamedTuple):
     """An estimand: within each seed, Pearson's correlation over arms of a measure with the accuracy.
 
-    What seeds have in common, such as easy images, does not enter it. compared: of the arms, at least three.
+    What seeds have in common, such as easy images, does not enter it. It is 0 in a seed in which one of the two does not vary.
+    compared: the arms, at least three.
     """
 
     measure: str
@@ -119,31 +120,28 @@ class Correlation(NamedTuple):
         return tuple(float(k >= len(self.compared)) for k in range(2 * len(self.compared)))
 
     def alternatives(self, accuracies: Accuracies) -> Alternatives:
-        """Its one alternative of one number, {"": [[the correlation for each seed]]}; see Claim.
-
-        Errors: CcdError where a seed has the same accuracy or the same measure in all arms.
-        """
-        n = len(self.compared)
-        columns = [accuracies[name] for name in self.arms]
-        found = []
-        for seed in zip(*columns, strict=True):
-            if min(len(set(seed[:n])), len(set(seed[n:]))) < 2:
-                raise CcdError(f"the correlation of {self.measure} with accuracy needs different values; all are {seed[0]:g}")
-            found.append(correlation(seed[:n], seed[n:]))
+        """Its one alternative of one number, {"": [[the correlation for each seed]]}; see Claim."""
+        n, found = len(self.compared), []
+        for seed in zip(*(accuracies[name] for name in self.arms), strict=True):
+            varies = len(set(seed[:n])) > 1 and len(set(seed[n:])) > 1
+            found.append(correlation(seed[:n], seed[n:]) if varies else 0.0)
         return {"": [found]}
 
 
-class Remaining(NamedTuple):
-    """An estimand: what is left of a gain, `better` over `baseline`, in a seed in which the measure does not change.
+class Regression(NamedTuple):
+    """An estimand: the regression over seeds of a gain, `better` over `baseline`, on the change of a measure.
 
-    It is the intercept of the regression over seeds of the gain on the change of the measure, which asks whether the measure
-    mediates the gain (Judd, Kenny and McClelland, Psychological Methods 2001). Its values for each seed are the jackknife's
-    pseudo-values, whose mean is the intercept without its bias in first order, and whose t interval is its interval.
+    part: "slope", what the gain grows by with each unit of the measure; or "remaining", the value of the line where the change
+    is zero: the gain that is left in a seed in which the measure does not change. That asks whether the measure mediates the
+    gain (Judd, Kenny and McClelland, Psychological Methods 2001; without their covariate, the mean of the two measurements,
+    for which there are too few seeds). The values for each seed are the jackknife's pseudo-values, whose mean is the part
+    without its bias in first order; their t interval covers it a little less often than it says.
     """
 
     measure: str
     better: str
     baseline: str
+    part: str = "remaining"
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -153,8 +151,9 @@ class Remaining(NamedTuple):
 
     @property
     def places(self) -> tuple[float, ...]:
-        """1 for what the gain and the change add, -1 for what they subtract."""
-        return 1.0, -1.0, 1.0, -1.0
+        """1 for what the gain and the change add, -1 for what they subtract; twice that for the slope."""
+        size = 1.0 + (self.part == "slope")
+        return size, -size, size, -size
 
     def alternatives(self, accuracies: Accuracies) -> Alternatives:
         """Its one alternative of one number, {"": [[a pseudo-value for each seed]]}; see Claim.
@@ -164,14 +163,18 @@ class Remaining(NamedTuple):
         better, baseline, after, before = (accuracies[name] for name in self.arms)
         gains = [a - b for a, b in zip(better, baseline, strict=True)]
         changes = [a - b for a, b in zip(after, before, strict=True)]
-        n = len(gains)
+        n, place = len(gains), ("slope", "remaining").index(self.part)
         if n < 4:
             raise CcdError(f"a regression over seeds needs at least four; given: {n}")
-        every = intercept(changes, gains)
-        without = [intercept(changes[:k] + changes[k + 1 :], gains[:k] + gains[k + 1 :]) for k in range(n)]
+        every = line(changes, gains)[place]
+        without = [line(changes[:k] + changes[k + 1 :], gains[:k] + gains[k + 1 :])[place] for k in range(n)]
         return {"": [[n * every - (n - 1) * one for one in without]]}
 
 
-def intercept(x: Sequence[float], y: Sequence[float]) -> float:
-    """Where the least-squares line through points (x, y) meets x = 0. Errors: CcdError where all x are the same."""
-    return fmean(y) - fmean(x) * sum(weight * value for weight, value in zip(slope(x), y, strict=True))
+def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """The slope of the least-squares line through points (x, y), and its value at x = 0.
+
+    Errors: CcdError where all x are the same.
+    """
+    steep = sum(weight * value for weight, value in zip(slope(x), y, strict=True))
+    return steep, fmean(y) - fmean(x) * steep

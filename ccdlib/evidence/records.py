@@ -3,9 +3,10 @@
     outputs/<profile>/<stem>/records.jsonl              a line of facts that all runs share, then a line for each run
     outputs/<profile>/<stem>/networks/<run>/...         the few networks that figures need, each with a card
 
-A record holds configuration, curves, metrics and provenance. Losses are rounded to four digits and training accuracies to two
-decimals; test accuracies are exact. Learning rates follow from the configuration. The records of a file were computed in one
-way: one kind of device, one precision, one protocol. Records of other days and machines are added to it.
+A record holds configuration, curves, metrics, what was measured of the network, and provenance. Losses are rounded to four
+digits and training accuracies to two decimals; test accuracies are exact. Learning rates follow from the configuration. The
+records of a file were computed in one way: one kind of device, one precision, one protocol. Records of other days and
+machines are added to it.
 """
 
 import hashlib
@@ -28,6 +29,7 @@ from ccdlib.training.store import Folder
 
 FORMAT = 1
 FILE, CARD, WEIGHTS = "records.jsonl", "card.json", "weights.safetensors"
+MEASURES = "measures.json"  # beside a run: what was measured of its network
 LICENCE = "Apache-2.0"  # of the networks; that of their data is in its own card
 METRICS = ("accuracy", "best_on_test", "best_on_test_epoch", "train_images", "test_images", "seconds", "teacher_accuracy")
 KNOWN = ("epoch", "lr", "seconds", "train_accuracy", "test_accuracy")  # columns of curves that are no terms of a loss
@@ -129,12 +131,16 @@ class Records:
         file = folder / "networks" / line["run"] / WEIGHTS
         return file.exists() and sha256(file) == line["weights"]
 
+    def has_measure(self, config: RunConfig, name: str) -> bool:
+        """Whether what the measure `name` found of a recorded run stands in its record."""
+        return name in self.line(config).get("measures", {})
+
     def result(self, config: RunConfig) -> Result:
         """The Result of a recorded run. Its network is there only if it was published. Errors: KeyError without a record."""
         line, facts, folder = self._found[self.name(config)]
         metrics = {key: line[key] for key in METRICS if key in line}
         metrics |= {"data": facts["data"], "provenance": facts["provenance"][line["provenance"]]}
-        metrics |= {"sha256": {WEIGHTS: line["weights"]}}
+        metrics |= {"measures": line["measures"]} if "measures" in line else {}
         where, data = folder / "networks" / line["run"], data_of(config)
         curves = _rows(line["curves"], config)
         return Result(config, line["accuracy"], line["best_on_test"], curves, where, metrics, data.classes, data.channels)
@@ -213,6 +219,7 @@ class Records:
             "provenance": known.index(made),
             "weights": metrics["sha256"][WEIGHTS],
             "curves": _columns(folder.curves()),
+            **({"measures": json.loads(text_of(folder.file(MEASURES)))} if folder.file(MEASURES).exists() else {}),
         }
 
 

@@ -1,16 +1,18 @@
 """How flat the loss is around a trained network: sharpness, the Hessian's largest eigenvalue and trace, and a picture.
 
 The loss is the mean cross entropy of labels on fixed images, with batch norms in eval mode, the same for networks of all
-methods. Sharpness depends on the scale of the weights, which changes nothing that a network says (Dinh et al., ICML 2017);
-the adaptive measures do not.
+methods. Plain sharpness changes when a convolution before a batch norm is scaled, and the statistics of the batch norm with
+it, although the network says the same (Dinh et al., ICML 2017). Adaptive sharpness does not.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from ccdlib.base.registry import CcdError
 from ccdlib.base.streams import stream
 from ccdlib.training.ascent import ETA, steepest
 
@@ -85,14 +87,18 @@ def sharpness(landscape: Landscape, rho: float, steps: int = 1, adaptive: bool =
 
     steps: 1 goes straight up to the border, as SAM does (Foret et al., ICLR 2021); more walk there along the gradient, each
     step of 2 rho / steps, and are brought back where they leave the ball. adaptive: the ball is ||e / T|| <= rho with T = |w|
-    + 0.01 elementwise, as ASAM's (Kwon et al., ICML 2021). Returns 0 where the loss rises nowhere.
+    + 0.01 elementwise, as ASAM's (Kwon et al., ICML 2021). Returns 0 where the loss rises nowhere. Errors: CcdError where the
+    loss is not a finite number.
     """
     at_rest, away, found = landscape.loss(), None, 0.0
     for _ in range(steps):
         way = steepest(landscape.weights, landscape.gradient(away), rho if steps == 1 else 2 * rho / steps, adaptive)
         away = way if away is None else [a + b for a, b in zip(away, way, strict=True)]
         away = _within(landscape.weights, away, rho, adaptive)
-        found = max(found, landscape.loss(away) - at_rest)
+        rise = landscape.loss(away) - at_rest
+        if not math.isfinite(rise):
+            raise CcdError(f"the loss within rho = {rho:g} of the weights is not a finite number; give a smaller rho")
+        found = max(found, rise)
     return found
 
 

@@ -1,9 +1,9 @@
 """Statistics of paired runs: intervals of differences over seeds, and claims that are declared before results are seen.
 
-A claim is an estimand (a difference of arms, a slope over arms, or a peak inside a sweep), the values at which the claim is
-true, and the least number of seeds. Every verdict rests on t intervals over seeds that miss in at most 5 % of cases: "holds"
-when the interval lies inside the claimed values, "does not hold" when it lies outside, "practically zero" when it lies within
-the margin that the claim declares for no effect, "inconclusive" otherwise, "untested" with too few seeds.
+A claim is an estimand (see estimands.py), the values at which the claim is true, and the least number of seeds. Every verdict
+rests on t intervals over seeds that miss in at most 5 % of cases: "holds" when the interval lies inside the claimed values,
+"does not hold" when it lies outside, "practically zero" when it lies within the margin that the claim declares for no effect,
+"inconclusive" otherwise, "untested" with too few seeds.
 """
 
 import math
@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from ccdlib.base.registry import CcdError, unknown
-from ccdlib.evidence.estimands import Accuracies, Alternatives, Contrast, Estimand, Peak
+from ccdlib.evidence.estimands import Accuracies, Alternatives, Contrast, Estimand, Peak, arm_of
 from ccdlib.training.cohort import Result
 
 VERDICTS = ("holds", "does not hold", "practically zero", "inconclusive", "untested")
@@ -125,8 +125,8 @@ def said_of_collapse(seeds: Sequence[int] | None) -> str:
 class Claim:
     """A finding, declared before its results exist.
 
-    finding: the letter that the paper's finding has here. statement, words: the claim and its estimand in words. estimand: a
-    an Estimand. low, high: the claim is true where the estimand lies above `low` and below `high`. least: seeds that a
+    finding: the letter that the paper's finding has here. statement, words: the claim and its estimand in words. estimand: what
+    it is about. low, high: the claim is true where the estimand lies above `low` and below `high`. least: seeds that a
     verdict needs. unit: of the estimand. margin: the size below which a claimed effect is practically zero (None: not asked).
     headline: the label of a claim in the forest plot, which has only the claims that have one.
 
@@ -228,7 +228,11 @@ class Claim:
             "intervals": [interval(values, 1 - ERROR / ways)[:3] for values in alternatives[inside]],
             "per_seed": alternatives[inside],
             "unit": self.unit,
-            "collapsed": {arm: fallen for arm in self.estimand.arms if (fallen := collapsed(accuracies[arm], chance))},
+            "collapsed": {
+                arm: fallen
+                for arm in self.estimand.arms
+                if arm == arm_of(arm) and (fallen := collapsed(accuracies[arm], chance))
+            },
             "verdict": verdict,
         }
 

@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -144,17 +143,18 @@ class Analysis:
             "published": theirs and theirs._asdict() | {"source": SOURCE},
         }
 
-    def measure(
-        self, results: dict[str, list[Result]], function: Callable[[Result], dict[str, float]]
-    ) -> dict[str, list[dict[str, float]]]:
-        """What `function` measures of each run that has a configuration, {arm: [{measure: number}, one a seed]}, for claims.
+    def measure(self, results: dict[str, list[Result]]) -> dict[str, list[dict[str, float]]]:
+        """What the experiment measures of the networks of its arms, {arm: [{name: number}, one a seed]}, for its claims.
 
-        What is known of a run is read from measures.json beside the results; the rest is computed by as many processes as there
-        are cores. function: of a module, so that processes can import it. Errors: CcdError where a run has no weights here.
+        It is read from the records and from what is kept beside the runs; the rest is computed on every core. results {arm:
+        [Result]}. Errors: CcdError for an experiment without a measure, and where weights are needed that are not here.
         """
-        taught = {arm: runs for arm, runs in results.items() if isinstance(runs[0].config, RunConfig)}
-        found = measures.of_runs(self.folder, [run for runs in taught.values() for run in runs], function)
-        values = {arm: [found[measures.network_of(run)] for run in runs] for arm, runs in taught.items()}
+        planned = self._planned()
+        if planned.measure is None:
+            raise CcdError(f"the experiment of {self.stem} has no measure")
+        every = [run for arm in planned.facts for run in results[arm]]
+        found = iter(measures.of_runs(every, planned.measure))
+        values = {arm: [next(found) for _ in results[arm]] for arm in planned.facts}
         for arm, rows in values.items():
             self.measures |= {estimands.values_of(name, arm): [row[name] for row in rows] for name in rows[0]}
         return values
@@ -231,7 +231,9 @@ class Analysis:
             "runs": {arm: [run.folder.name for run in arms] for arm, arms in self.results.items()},
             "training_seconds": round(sum(run.seconds for run in runs), 1),
             "trained_on": sorted({facts["hardware"] for facts in made}),
-            "trained_by_other_code": sum(not recorded.by_this_code(facts, self.asked) for facts in made),
+            "trained_by_other_code": sum(
+                not recorded.by_this_code(run.metrics["provenance"], run.config, self.asked) for run in runs
+            ),
             "provenance": provenance(best_device()),
         }
         write_whole(self.folder / "results.json", json.dumps(results, indent=1) + "\n")

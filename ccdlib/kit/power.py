@@ -4,7 +4,7 @@ from statistics import stdev
 
 from ccdlib import analyses
 from ccdlib.base.registry import CcdError
-from ccdlib.evidence.estimands import Contrast
+from ccdlib.evidence.estimands import Peak, arm_of
 from ccdlib.evidence.stats import POWER, seeds_to_detect, seeds_to_exclude
 from ccdlib.kit import recorded
 from ccdlib.kit.parameters import asked_for
@@ -31,8 +31,10 @@ def power(name: str, profile: str, difference: float) -> str:
 
 def _row(claim, accuracies, difference):
     said = f"{claim.finding} {claim.statement}"
-    if not isinstance(claim.estimand, Contrast):
+    if isinstance(claim.estimand, Peak):
         return f"  a peak inside a sweep, which has no single spread: {said}"
+    if any(name != arm_of(name) for name in claim.estimand.arms):
+        return f"  about what was measured, and not about accuracies alone: {said}"
     if missing := [arm for arm in claim.estimand.arms if arm not in accuracies]:
         return f"  no two runs of {', '.join(missing)}: {said}"
     n = min(len(accuracies[arm]) for arm in claim.estimand.arms)

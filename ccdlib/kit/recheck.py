@@ -23,8 +23,6 @@ from ccdlib.training.identity import git_state, source_hash
 from ccdlib.training.schedule import Schedule, Trainings, folders_of
 
 LEVEL = 0.99  # of the interval in which a retrained run lies, if nothing has changed
-# What does not change which code a run goes through: its random numbers, and how long and on how many images it is trained.
-SIZES = ("seed", "draws", "subset_seed", "n_train", "epochs", "eval_every", "teacher")
 
 
 class Again(NamedTuple):
@@ -77,11 +75,9 @@ class Chosen(NamedTuple):
     others: list[float]
 
     @property
-    def kind(self) -> str:
-        """What code the run goes through: its configuration but for SIZES, and whether its teacher is trained."""
-        asked = self.config.model_dump(mode="json", exclude={*SIZES})
-        teacher = self.config.teacher
-        return json.dumps([asked, teacher and teacher.model, isinstance(teacher, RunConfig)], sort_keys=True)
+    def made(self) -> dict:
+        """Where, when and by which code it was trained."""
+        return self.records.result(self.config).metrics["provenance"]
 
 
 def sample(profile: str, stems: Sequence[str], runs: int, seed: int) -> list[Chosen]:
@@ -96,14 +92,16 @@ def sample(profile: str, stems: Sequence[str], runs: int, seed: int) -> list[Cho
 
 
 def one_of_each_kind(profile: str, stems: Sequence[str]) -> list[Chosen]:
-    """The shortest recorded run of each kind, of those that other code than the present trained. Errors: as sample()."""
+    """The shortest recorded run of each kind and each version of the code that trained it, without those that the code as it
+    is now trained or is known to give. Errors: as sample()."""
     found = {}
     for one in _recorded(profile, stems):
-        line, known = one.records.line(one.config), found.get(one.kind)
-        if not recorded.by_this_code(one.records.result(one.config).metrics["provenance"], profile):
-            seconds = line["seconds"]
-            found[one.kind] = min(known or (seconds, one), (seconds, one), key=lambda pair: pair[0])
-    return [one for _, one in found.values()]
+        if not recorded.by_this_code(one.made, one.config, profile):
+            known = found.setdefault((one.made["source"], recorded.kind_of(one.config)), one)
+            seconds = [each.records.line(each.config)["seconds"] for each in (known, one)]
+            if seconds[1] < seconds[0]:
+                found[one.made["source"], recorded.kind_of(one.config)] = one
+    return list(found.values())
 
 
 def _recorded(profile, stems):
@@ -142,11 +140,13 @@ def again(chosen: Sequence[Chosen]) -> Iterator[Again]:
 
 
 def confirm(profile: str, chosen: Sequence[Chosen]) -> None:
-    """Note that the code as it is now gives the bits of these runs, one of each kind, and so those of all records that the
-    same code trained."""
-    same_as = {one.records.result(one.config).metrics["provenance"]["source"] for one in chosen}
+    """Note that the code as it is now gives the bits of these runs, and so those of all of their kinds that the same code
+    trained."""
     commit, dirty = git_state()
-    fact = {"source": source_hash(), "same_as": sorted(same_as), "runs": len(chosen), "git_commit": commit, "git_dirty": dirty}
+    kinds = {}
+    for one in chosen:
+        kinds.setdefault(one.made["source"], []).append(recorded.kind_of(one.config))
+    fact = {"source": source_hash(), "kinds": kinds, "git_commit": commit, "git_dirty": dirty}
     fact |= {"processor": processor(), "date": datetime.now(UTC).date().isoformat()}
     known = recorded.confirmed(profile)
     write_whole(recorded.confirmed_file(profile), json.dumps([*known, fact], indent=1) + "\n")

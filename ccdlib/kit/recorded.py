@@ -15,9 +15,11 @@ from ccdlib.base.files import write_whole
 from ccdlib.base.reading import text_of
 from ccdlib.base.registry import CcdError, unknown
 from ccdlib.evidence.records import FILE, Records
+from ccdlib.kit import measures
 from ccdlib.kit.parameters import asked_for
-from ccdlib.training import Checkpoint, RunConfig
+from ccdlib.training import Checkpoint, RunConfig, fit, folder_of
 from ccdlib.training.identity import source_hash
+from ccdlib.training.schedule import digest_of
 
 FROM = "CCD_FROM"  # the variable by which a command tells the kernel
 # "any": what the run store lacks comes from records, and what these lack is trained. "records": all comes from records, and the
@@ -58,9 +60,9 @@ def experiment(stem: str, parameters: Mapping[str, Any], profile: str) -> Experi
         runs = [folder for _, folder in planned.runs.values()]
         if missing := sum(not folder.recorded for folder in runs):
             raise CcdError(
-                f"{missing} of {len(runs)} runs of {stem} have no record, or lack the network that a figure needs; `ccd plan "
-                f"{stem} --profile {profile}` lists them. Leave --from records out to train them; `ccd record` records what is "
-                "trained"
+                f"{missing} of {len(runs)} runs of {stem} have no record, or lack the network that a figure needs or what is "
+                f"measured of it; `ccd plan {stem} --profile {profile}` lists them. Leave --from records out to train them; "
+                "`ccd record` records what is trained"
             )
     return planned
 
@@ -71,8 +73,8 @@ def confirmed_file(profile: str) -> Path:
 
 
 def confirmed(profile: str) -> list[dict[str, Any]]:
-    """What `ccd check --confirm` found: "source", the hash of the code, "same_as", those of the code that trained, how many
-    "runs", where and when. Errors: CcdError for a file that cannot be read."""
+    """What `ccd check --confirm` found: "source", the hash of the code; "kinds", the kinds of run for which it gives the bits
+    of earlier code, {its hash: [kind]}; where and when. Errors: CcdError for a file that cannot be read."""
     published = paths.ROOT / "outputs" / profile / CONFIRMED
     file = next((file for file in (confirmed_file(profile), published) if file.exists()), None)
     try:
@@ -81,22 +83,40 @@ def confirmed(profile: str) -> list[dict[str, Any]]:
         raise CcdError(f"{paths.shown(file)} cannot be read ({error}); restore it, for example from git") from error
 
 
-def by_this_code(made: Mapping[str, Any], profile: str) -> bool:
+# What does not change which code a run goes through: its random numbers, and how long and on how many images it is trained.
+SIZES = ("seed", "draws", "subset_seed", "n_train", "epochs", "eval_every", "teacher")
+
+
+def kind_of(config: RunConfig) -> str:
+    """Twelve hexadecimal digits for the code that a run goes through: for its configuration but for SIZES, and whether its
+    teacher is trained."""
+    teacher = config.teacher
+    asked = config.model_dump(mode="json", exclude={*SIZES}, exclude_defaults=True)
+    return digest_of([asked, teacher and teacher.model, isinstance(teacher, RunConfig)])
+
+
+def by_this_code(made: Mapping[str, Any], config: RunConfig, profile: str) -> bool:
     """Whether a run of this provenance has the bits that the code as it is now gives: it was trained by it, or by code that
-    was confirmed to be the same."""
-    now = source_hash()
-    return made["source"] == now or any(
-        fact["source"] == now and made["source"] in fact["same_as"] for fact in confirmed(profile)
-    )
+    was confirmed to be the same for its kind of run."""
+    now, kind = source_hash(), kind_of(config)
+    if made["source"] == now:
+        return True
+    return any(kind in fact["kinds"].get(made["source"], ()) for fact in confirmed(profile) if fact["source"] == now)
 
 
 def keep(planned: Experiment, stem: str, profile: str) -> tuple[Records, int]:
-    """Add the finished runs of an Experiment to the file of its records in the folder of results; (the records, how many are
-    new). Errors: CcdError for runs that were refused, after the others have been added."""
+    """Add the finished runs of an Experiment, measured where it says so, to its records in the folder of results.
+
+    Returns the records, and how many are new. Errors: CcdError for runs that were refused, after the others have been added.
+    """
     known, file = records_of(profile, stem), paths.outputs() / profile / stem / FILE
     if known.path != file and known.path.exists():
         write_whole(file, known.path.read_bytes())  # what is published stays in the file
     records = Records(file)
+    if planned.measure:
+        every = [(config, folder_of(config)) for config in planned.measured]
+        new = [config for config, folder in every if folder.finished and folder.path.name not in records.lines]
+        measures.of_runs([fit(config, show="none") for config in new], planned.measure)
     added = records.add(folder for _, folder in planned.runs.values())
     records.publish(planned.shown)
     return records, added
@@ -107,12 +127,10 @@ def write(name: str, profile: str) -> str:
     path, values = asked_for(name, profile)
     planned = analyses.experiment(path.stem, values)
     records, added = keep(planned, path.stem, profile)
-    lines = [records.line(folder.config) for _, folder in planned.runs.values() if records.has(folder.config)]
-    made = records.facts.get("provenance", ())
-    other = {k for k, facts in enumerate(made) if not by_this_code(facts, profile)}
-    older = sum(line["provenance"] in other for line in lines)
+    here = [folder.config for _, folder in planned.runs.values() if records.has(folder.config)]
+    older = sum(not by_this_code(records.result(config).metrics["provenance"], config, profile) for config in here)
     note = f"; {older} were trained by another version of the code that shapes results" if older else ""
-    said = f"{path.stem}: {added} new, {len(lines)} of {len(planned.runs)} runs are recorded"
+    said = f"{path.stem}: {added} new, {len(here)} of {len(planned.runs)} runs are recorded"
     return f"{said} in {paths.shown(records.path)}{note}"
 
 

@@ -51,9 +51,14 @@ def judged(result: dict) -> list[dict]:
         if {*arms} <= accuracies.keys():
             claim = declared.judge(accuracies, chance)
             claim["collapsed"] = {arm: [seeds[k] for k in places] for arm, places in claim["collapsed"].items()}
+            measures = tuple(name.removesuffix(arm_of(name)) for name in arms)
             arms = [arm_of(name) for name in arms]
             runs = [tuple(result["runs"][arm][: claim["n"]]) for arm in arms]
-            claim["runs"] = (type(declared.estimand).__name__, tuple(zip(declared.estimand.places, runs, strict=True)))
+            claim["runs"] = (
+                type(declared.estimand).__name__,
+                measures,
+                tuple(zip(declared.estimand.places, runs, strict=True)),
+            )
             claim["headline"], claim["sizes"] = declared.headline, _sizes([plan.arms[arm][0] for arm in arms])
             claim["old"] = [arm for arm in arms if _is_old(plan.arms[arm][0], asked["recipe"], result)]
             claims.append(claim)
@@ -149,7 +154,8 @@ def _table(found):
         for arm, seeds in row["collapsed"].items():
             verdict += f"; {arm}: {said_of_collapse(seeds)}"
         profile = row["profile"] + (f" ({row['arithmetic']})" if row["arithmetic"] else "")
-        estimate = brief(row) + row["unit"].removeprefix("points")
+        unit = row["unit"].removeprefix("points")
+        estimate = brief(row) + (unit if unit != row["unit"] else f" {unit}")
         links = ", ".join(f"[{name[:2]}]({page_of(row['profile'], name)})" for name in dict.fromkeys(row["notebooks"]))
         finding = f"{row['finding']} {row['claim']}"
         cells = (finding, profile, f"{row['data']}, {row['sizes']}", row["n"], estimate, verdict, row["corrected"], links)

@@ -1,4 +1,4 @@
-"""Sharpness-aware steps: the gradient is that where the loss near the weights is highest, the step is made from the weights.
+"""Sharpness-aware steps: a step from the weights w by the gradient at w + e, where the loss is highest in their neighbourhood.
 
 SAM (Foret et al., ICLR 2021, equations 2 and 3) goes up by e = rho g / ||g||. ASAM (Kwon et al., ICML 2021, with p = 2)
 measures the way in units of the weights, e = rho T^2 g / ||T g|| with T = |w| + ETA elementwise, because plain sharpness

@@ -122,7 +122,7 @@ class Trainings:
         else:
             portable = any(config.arithmetic().portable for config in together)
             environment = {"OMP_NUM_THREADS": "1"} | (SWITCHES if portable else {}) | extensions.environment()
-            self._pool = ProcessPoolExecutor(jobs(), timeout=60, env=environment, initializer=_end_with_parent)
+            self._pool = ProcessPoolExecutor(jobs(), timeout=60, env=environment, initializer=end_with_parent)
             rows = extensions.carried()
             self._begun = [
                 (cohort, self._pool.submit(_fit_in_worker, cohort, rows).result) for cohort in _spread(missing, jobs())
@@ -160,7 +160,7 @@ class Trainings:
         self.close(stop=kind is not None)
 
 
-def _end_with_parent():
+def end_with_parent() -> None:
     """In a worker: end when the process that started it is killed; without this a worker would go on training alone.
 
     An interrupt is the starting process's to answer: that of another cell must not end what is in training.

@@ -21,7 +21,8 @@ def cost(config: RunConfig, sizes: Sizes, side: int = 32) -> dict:
     stored, with the statistics of batch norms. "memory bank bytes": the size of CRD's memory. "test_macs": multiply-adds of one
     image through the student. "inputs": network inputs in a step. "step_macs": multiply-adds of the forward passes of a step
     through networks and heads of both sides, the number that the literature gives. "training_macs": these with the backward
-    passes, each as two forward passes of all that is trained. The multiply-adds of losses are not counted.
+    passes, each as two forward passes of all that is trained; both twice where the optimiser needs two gradients. The
+    multiply-adds of losses are not counted.
     """
     shape, kind = (sizes.channels, side, side), METHODS[config.method]
     student, made = _skeleton(config.model, sizes), config.teacher
