@@ -113,6 +113,7 @@ def test_names_and_costs():
     assert (
         len({training.folder_of(config).path.name for config in (plain, SAM, SAM.but(rho=0.1), SAM.but(optimiser="asam"))}) == 4
     )
+    assert training.folder_of(SAM.but(rho=0.05)).path.name == training.folder_of(SAM.but(rho=None)).path.name
     assert "optimiser" not in training.folder_of(plain).facts
     assert SAM.but(rho=None).ascent == (0.05, False)
     twice, once = (cost(config, Sizes(10, 1, 1000), 16)["training_macs"] for config in (SAM, plain))

@@ -62,6 +62,7 @@ class Analysis:
         """
         if jobs() > 1:
             torch.set_num_threads(1)
+        recorded.confirmed(self.asked)  # a file that cannot be read gets its error before the training
         # A command that executes the notebook has checked its runs.
         checked = os.environ.get(CHECKED) == checksum(self.stem, self.parameters)
         self._experiment = replace(recorded.experiment(self.stem, self.parameters, self.asked), checked=checked)

@@ -19,6 +19,7 @@ from ccdlib.base.registry import CcdError
 from ccdlib.base.sources import code_of
 from ccdlib.data import bundled
 from ccdlib.models import MODELS
+from ccdlib.training.ascent import ASCENTS
 from ccdlib.training.config import Checkpoint, RunConfig
 
 # Increased by hand when the arithmetic of a training changes, so that stored results of the old arithmetic are not taken for
@@ -96,6 +97,7 @@ def identity(
     unused = {*_BY_CONTENT} | {name for name in _WHERE_SET if getattr(config, name) == RunConfig.model_fields[name].default}
     unused |= {"subset_seed"} if config.n_train is None else set()  # without a subset, its seed shapes nothing
     unused |= {"draws"} if config.draws_seed == config.seed else set()
+    unused |= {"rho"} if config.ascent[0] == ASCENTS.get(config.optimiser, (0.0,))[0] else set()  # the optimiser's own
     used = arithmetic or config.arithmetic(device)
     facts = config.model_dump(mode="json", exclude=unused) | {"precision": used.precision} | config.rule.facts()
     facts |= {"portable": True} if used.portable else {}
