@@ -253,8 +253,9 @@ def test_an_archive_that_is_not_the_published_one_is_refused(tmp_path, monkeypat
     monkeypatch.setenv("CCD_DATA", str(tmp_path))
 
     def download(self):
-        (tmp_path / self.filename).write_bytes(b"another archive")
-        cifar_files(tmp_path, "cifar100")
+        if not (tmp_path / self.filename).exists():
+            (tmp_path / self.filename).write_bytes(b"another archive")
+            cifar_files(tmp_path, "cifar100")
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)

@@ -17,7 +17,7 @@ from ccdlib.base import devices, paths
 from ccdlib.base.registry import CcdError
 from ccdlib.data import load_data, sizes_of
 from ccdlib.evidence import teacher_views
-from ccdlib.evidence.estimands import Contrast, Remaining
+from ccdlib.evidence.estimands import Contrast, Regression
 from ccdlib.evidence.stats import more
 from ccdlib.kit.parameters import profile_parameters
 from ccdlib.training import RunConfig, cohort, fit, folder_of, forecast, predict, schedule
@@ -187,7 +187,7 @@ def test_an_effect_that_the_papers_claim_has_a_margin_declared():
     for stem in NOTEBOOKS:
         asked = parameters(stem, "paper")
         for claim in experiment(stem, asked).claims:
-            effect = isinstance(claim.estimand, Contrast | Remaining) and claim.low == 0 and claim.unit.startswith("points")
+            effect = isinstance(claim.estimand, Contrast | Regression) and claim.low == 0 and claim.unit.startswith("points")
             assert claim.margin == (asked["margin"] if effect else None), claim.statement
 
 

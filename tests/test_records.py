@@ -118,7 +118,6 @@ def test_recorded_results_are_those_of_the_training(kept, no_training, capsys):
                 values = [row[name] for row in run.curves]
                 assert [row[name] for row in known.curves] == pytest.approx(values, rel=1e-3, abs=5e-3), name
             assert known.seconds == run.seconds
-            assert known.metrics["sha256"]["weights.safetensors"] == run.metrics["sha256"]["weights.safetensors"]
             assert known.metrics["provenance"]["hardware"] == run.metrics["provenance"]["hardware"]
     with pytest.raises(CcdError, match="the weights of .* are not here, only its record; train it with"):
         again["KD"][0].model()
