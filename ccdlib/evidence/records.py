@@ -131,6 +131,11 @@ class Records:
         file = folder / "networks" / line["run"] / WEIGHTS
         return file.exists() and sha256(file) == line["weights"]
 
+    def made(self, config: RunConfig) -> dict[str, Any]:
+        """Where, when and by which code a recorded run was trained. Errors: KeyError without a record."""
+        line, facts, _ = self._found[self.name(config)]
+        return facts["provenance"][line["provenance"]]
+
     def has_measure(self, config: RunConfig, name: str) -> bool:
         """Whether what the measure `name` found of a recorded run stands in its record."""
         return name in self.line(config).get("measures", {})

@@ -7,6 +7,7 @@ it, although the network says the same (Dinh et al., ICML 2017). Adaptive sharpn
 
 import math
 from collections.abc import Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from ccdlib.base.registry import CcdError
 from ccdlib.base.streams import stream
-from ccdlib.training.ascent import ETA, steepest
+from ccdlib.training.ascent import steepest, units
 
 PROBES = 10  # random vectors for the trace
 
@@ -35,13 +36,13 @@ class Landscape:
 
     def loss(self, away: Sequence[torch.Tensor] | None = None) -> float:
         """The mean loss at the weights w + away."""
-        with torch.no_grad(), _Moved(self, away):
+        with torch.no_grad(), self._moved(away):
             return sum(loss.item() for loss in self._losses())
 
     def gradient(self, away: Sequence[torch.Tensor] | None = None) -> list[torch.Tensor]:
         """The gradient of the mean loss at w + away, a tensor for each parameter."""
         found = [torch.zeros_like(weight) for weight in self.weights]
-        with _Moved(self, away):
+        with self._moved(away):
             for loss in self._losses():
                 for total, part in zip(found, torch.autograd.grad(loss, self.parameters), strict=True):
                     total += part
@@ -57,29 +58,25 @@ class Landscape:
                 total += part
         return found
 
+    @contextmanager
+    def _moved(self, away):
+        """A context in which the weights are w + away, for None w itself."""
+        try:
+            self._put(away)
+            yield
+        finally:
+            self._put(None)
+
+    @torch.no_grad()
+    def _put(self, away):
+        for k, (parameter, weight) in enumerate(zip(self.parameters, self.weights, strict=True)):
+            parameter.copy_(weight if away is None else weight + away[k])
+
     def _losses(self):
         """The loss of each part, whose sum is the mean loss of all images."""
         for inputs, labels in self.parts:
             logits = self.network(inputs).logits
             yield nn.functional.cross_entropy(logits, labels, reduction="sum") / self.total
-
-
-class _Moved:
-    """A context in which the weights of a Landscape are w + away."""
-
-    def __init__(self, landscape, away):
-        self.landscape, self.away = landscape, away
-
-    def __enter__(self):
-        self._put(self.away)
-
-    def __exit__(self, *_):
-        self._put(None)
-
-    @torch.no_grad()
-    def _put(self, away):
-        for k, (parameter, weight) in enumerate(zip(self.landscape.parameters, self.landscape.weights, strict=True)):
-            parameter.copy_(weight if away is None else weight + away[k])
 
 
 def sharpness(landscape: Landscape, rho: float, steps: int = 1, adaptive: bool = False) -> float:
@@ -104,8 +101,7 @@ def sharpness(landscape: Landscape, rho: float, steps: int = 1, adaptive: bool =
 
 def _within(weights, away, rho, adaptive):
     """The point of the ball on the line from its centre through `away`, or `away` itself where it lies in the ball."""
-    units = [weight.abs() + ETA if adaptive else torch.ones_like(weight) for weight in weights]
-    norm = torch.nn.utils.get_total_norm([part / unit for part, unit in zip(away, units, strict=True)])
+    norm = torch.nn.utils.get_total_norm([part / unit for part, unit in zip(away, units(weights, adaptive), strict=True)])
     return [part * (rho / norm).clamp(max=1) for part in away]
 
 

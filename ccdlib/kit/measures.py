@@ -3,8 +3,6 @@
 import json
 from collections.abc import Sequence
 
-from loky import ProcessPoolExecutor
-
 from ccdlib.analyses.experiment import Measure, name_of
 from ccdlib.base import extensions
 from ccdlib.base.devices import cores
@@ -12,7 +10,7 @@ from ccdlib.base.files import write_whole
 from ccdlib.base.reading import text_of
 from ccdlib.evidence.records import MEASURES
 from ccdlib.training import Result
-from ccdlib.training.schedule import end_with_parent
+from ccdlib.training.schedule import workers
 
 
 def of_runs(runs: Sequence[Result], measure: Measure) -> list[dict[str, float]]:
@@ -25,8 +23,8 @@ def of_runs(runs: Sequence[Result], measure: Measure) -> list[dict[str, float]]:
     for run in missing:
         run.model()  # an error before the first is measured
     if missing:
-        environment, rows = {"OMP_NUM_THREADS": "1"} | extensions.environment(), extensions.carried()
-        with ProcessPoolExecutor(min(cores(), len(missing)), timeout=60, env=environment, initializer=end_with_parent) as pool:
+        rows = extensions.carried()
+        with workers(min(cores(), len(missing))) as pool:
             tasks = {run.folder: pool.submit(_measured, run, measure, rows) for run in missing}
             found |= {folder: task.result() for folder, task in tasks.items()}
     return [found[run.folder] for run in runs]

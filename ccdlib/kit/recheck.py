@@ -77,7 +77,7 @@ class Chosen(NamedTuple):
     @property
     def made(self) -> dict:
         """Where, when and by which code it was trained."""
-        return self.records.result(self.config).metrics["provenance"]
+        return self.records.made(self.config)
 
 
 def sample(profile: str, stems: Sequence[str], runs: int, seed: int) -> list[Chosen]:
@@ -95,12 +95,9 @@ def one_of_each_kind(profile: str, stems: Sequence[str]) -> list[Chosen]:
     """The shortest recorded run of each kind and each version of the code that trained it, without those that the code as it
     is now trained or is known to give. Errors: as sample()."""
     found = {}
-    for one in _recorded(profile, stems):
+    for one in sorted(_recorded(profile, stems), key=lambda one: one.records.line(one.config)["seconds"]):
         if not recorded.by_this_code(one.made, one.config, profile):
-            known = found.setdefault((one.made["source"], recorded.kind_of(one.config)), one)
-            seconds = [each.records.line(each.config)["seconds"] for each in (known, one)]
-            if seconds[1] < seconds[0]:
-                found[one.made["source"], recorded.kind_of(one.config)] = one
+            found.setdefault((one.made["source"], recorded.kind_of(one.config)), one)
     return list(found.values())
 
 

@@ -98,9 +98,10 @@ def kind_of(config: RunConfig) -> str:
 def by_this_code(made: Mapping[str, Any], config: RunConfig, profile: str) -> bool:
     """Whether a run of this provenance has the bits that the code as it is now gives: it was trained by it, or by code that
     was confirmed to be the same for its kind of run."""
-    now, kind = source_hash(), kind_of(config)
+    now = source_hash()
     if made["source"] == now:
         return True
+    kind = kind_of(config)
     return any(kind in fact["kinds"].get(made["source"], ()) for fact in confirmed(profile) if fact["source"] == now)
 
 
@@ -128,7 +129,7 @@ def write(name: str, profile: str) -> str:
     planned = analyses.experiment(path.stem, values)
     records, added = keep(planned, path.stem, profile)
     here = [folder.config for _, folder in planned.runs.values() if records.has(folder.config)]
-    older = sum(not by_this_code(records.result(config).metrics["provenance"], config, profile) for config in here)
+    older = sum(not by_this_code(records.made(config), config, profile) for config in here)
     note = f"; {older} were trained by another version of the code that shapes results" if older else ""
     said = f"{path.stem}: {added} new, {len(here)} of {len(planned.runs)} runs are recorded"
     return f"{said} in {paths.shown(records.path)}{note}"

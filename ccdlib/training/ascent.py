@@ -16,6 +16,11 @@ ETA = 0.01  # keeps weights of zero in reach, as in Kwon et al.
 ASCENTS = {"sam": (0.05, False), "asam": (0.5, True)}
 
 
+def units(weights: Sequence[torch.Tensor], adaptive: bool) -> list[torch.Tensor]:
+    """The T in which the way from each of `weights` is measured: ones unless `adaptive`."""
+    return [weight.abs() + ETA if adaptive else torch.ones((), device=weight.device) for weight in weights]
+
+
 @torch.no_grad()
 def steepest(
     weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], rho: float, adaptive: bool
@@ -24,10 +29,10 @@ def steepest(
 
     gradients: of the loss, of the same shapes. All zeros where the gradient is zero.
     """
-    units = [weight.abs() + ETA if adaptive else torch.ones((), device=weight.device) for weight in weights]
-    scaled = [unit * gradient for unit, gradient in zip(units, gradients, strict=True)]
+    sizes = units(weights, adaptive)
+    scaled = [unit * gradient for unit, gradient in zip(sizes, gradients, strict=True)]
     length = rho / torch.nn.utils.get_total_norm(scaled).clamp(min=1e-12)
-    return [length * unit * part for unit, part in zip(units, scaled, strict=True)]
+    return [length * unit * part for unit, part in zip(sizes, scaled, strict=True)]
 
 
 @contextmanager

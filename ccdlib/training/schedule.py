@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cache, partial
 
@@ -121,8 +121,7 @@ class Trainings:
             self._begun = [(cohort, lambda cohort=cohort: _fit(cohort)) for cohort in missing]
         else:
             portable = any(config.arithmetic().portable for config in together)
-            environment = {"OMP_NUM_THREADS": "1"} | (SWITCHES if portable else {}) | extensions.environment()
-            self._pool = ProcessPoolExecutor(jobs(), timeout=60, env=environment, initializer=end_with_parent)
+            self._pool = workers(jobs(), SWITCHES if portable else {})
             rows = extensions.carried()
             self._begun = [
                 (cohort, self._pool.submit(_fit_in_worker, cohort, rows).result) for cohort in _spread(missing, jobs())
@@ -160,7 +159,16 @@ class Trainings:
         self.close(stop=kind is not None)
 
 
-def end_with_parent() -> None:
+def workers(n: int, environment: Mapping[str, str] | None = None) -> ProcessPoolExecutor:
+    """A pool of n processes with one thread each, which know where a reader's rows come from and end with this process.
+
+    environment: variables that are set in them, too.
+    """
+    every = {"OMP_NUM_THREADS": "1"} | dict(environment or {}) | extensions.environment()
+    return ProcessPoolExecutor(n, timeout=60, env=every, initializer=_end_with_parent)
+
+
+def _end_with_parent():
     """In a worker: end when the process that started it is killed; without this a worker would go on training alone.
 
     An interrupt is the starting process's to answer: that of another cell must not end what is in training.
