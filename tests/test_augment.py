@@ -25,6 +25,7 @@ from ccdlib.views import (
     policy_named,
     rotations,
 )
+from ccdlib.views.sampled import subpolicies
 
 GREY = {"L": 128, "RGB": (128, 128, 128)}
 STEPS = [(op, level) for op in OPS for level in range(10)]
@@ -285,7 +286,7 @@ def test_every_sample_has_operations_of_its_own():
     assert torch.bincount(VIEWS["trivialaugment"].draw(3000, torch.Generator().manual_seed(0)).levels[:, 0]).min() > 200
 
 
-@pytest.mark.parametrize("name", ["randaugment", "trivialaugment"])
+@pytest.mark.parametrize("name", ["randaugment", "trivialaugment", "autoaugment"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sampled_operations_are_those_of_pillow_one_after_the_other(name, channels):
     made, images = VIEWS[name], pictures(60, channels)
@@ -301,6 +302,54 @@ def test_sampled_operations_are_those_of_pillow_one_after_the_other(name, channe
                 expected = apply_op(expected, made.ops[op], level, sign)
         assert torch.equal(out[i : i + 1], expected), [made.ops[k] for k in draws.ops[i]]
     assert torch.equal(out[7:9], made.apply(images[7:9], draws[7:9])), "draws belong to images"
+
+
+def test_autoaugment_draws_the_steps_of_25_sub_policies_with_their_probabilities():
+    made, n = VIEWS["autoaugment"], 50_000
+    assert len(subpolicies()) == 25
+    assert subpolicies()[0] == (("invert", 0.1, None), ("contrast", 0.2, 6))  # the first row of the paper's table for CIFAR-10
+    draws = made.draw(n, torch.Generator().manual_seed(0))
+    for place in (0, 1):
+        expected = dict.fromkeys(made.ops, 0.0)
+        for steps in subpolicies():
+            op, p, _ = steps[place]
+            expected[op] += p / 25
+        expected["identity"] = 1 - sum(expected.values())
+        found = torch.bincount(draws.ops[:, place], minlength=len(made.ops)) / n
+        torch.testing.assert_close(found.tolist(), list(expected.values()), atol=0.01, rtol=0)
+    pairs = {tuple(op for op, *_ in steps) for steps in subpolicies() if all(p for _, p, _ in steps)}
+    whole = (draws.ops != made.ops.index("identity")).all(1)
+    assert {tuple(made.ops[op] for op in row) for row in draws.ops[whole].tolist()} == pairs
+    levels = {(op, level or 0) for steps in subpolicies() for op, _, level in steps}
+    fired = draws.ops != made.ops.index("identity")
+    found = zip(draws.ops[fired].tolist(), draws.levels[fired].tolist(), strict=True)
+    assert {(made.ops[op], level) for op, level in found} <= levels
+
+
+def test_cutout_makes_a_box_of_a_quarter_of_the_side_grey():
+    made, n = VIEWS["cutout"], 2000
+    images = torch.full((n, 3, 32, 32), 255, dtype=torch.uint8)
+    draws = made.draw(n, torch.Generator().manual_seed(0))
+    cut = made.apply(images, draws)
+    assert set(cut.unique().tolist()) == {128, 255}
+    assert torch.equal(cut[:, 0], cut[:, 2])
+    grey = (cut[:, 0] == 128).sum((1, 2))
+    inside = (draws.centres - 0.5).abs().amax(1) < 0.5 - 0.125
+    assert set(grey[inside].tolist()) == {64}, "8 x 8 pixels, as for CIFAR-100"
+    assert grey[~inside].max() <= 64
+    assert grey.min() >= 9, "a box at a corner is clipped, and still there"
+    row, column = (cut[5, 0] == 128).nonzero().double().mean(0) + 0.5
+    assert inside[5]
+    assert (torch.stack([row, column]) - 32 * draws.centres[5]).abs().max() <= 0.5
+
+
+def test_flip_flips_the_images_that_are_flipped_where_they_are_cropped_too():
+    data = load_data("objects", n_train=40)
+    seen = {views: EpochViews(RunConfig(data="objects", views=views, seed=3), data, 0) for views in ("raw", "flip", "none")}
+    rows, flips = torch.arange(40), seen["none"].crops[0].flips
+    assert 10 < flips.sum() < 30
+    raw, flipped = (seen[views].batch(rows).inputs for views in ("raw", "flip"))
+    assert torch.equal(flipped, torch.where(flips[:, None, None, None], raw.flip(3), raw))
 
 
 def test_mixup_is_the_weighted_mean_of_two_images():

@@ -84,7 +84,7 @@ def test_sizes():
     science = sum(n for path, n in lines.items() if path.relative_to(PACKAGE).as_posix().startswith(SCIENCE))
     # With docstrings and annotations of everything public: about a third of all lines are words.
     assert science < 4500
-    assert sum(lines.values()) < 14000
+    assert sum(lines.values()) < 14200
 
 
 def public():

@@ -100,23 +100,25 @@ def slope(x: Sequence[float]) -> list[float]:
 
 
 class Correlation(NamedTuple):
-    """An estimand: within each seed, Pearson's correlation over arms of a measure with the accuracy.
+    """An estimand: within each seed, Pearson's correlation over arms of a measure with the accuracy, or with another measure.
 
     What seeds have in common, such as easy images, does not enter it. It is 0 in a seed in which one of the two does not vary.
-    compared: the arms, at least three.
+    compared: the arms, at least three. other: the second measure; the accuracy where it is empty.
     """
 
     measure: str
     compared: Sequence[str]
+    other: str = ""
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The arms, and then what was measured of them."""
-        return *self.compared, *(values_of(self.measure, arm) for arm in self.compared)
+        """The arms, or the second measure of them, and then the first."""
+        second = (values_of(self.other, arm) if self.other else arm for arm in self.compared)
+        return *second, *(values_of(self.measure, arm) for arm in self.compared)
 
     @property
     def places(self) -> tuple[float, ...]:
-        """0 for an accuracy, 1 for a measure."""
+        """0 for the accuracy or the second measure, 1 for the first."""
         return tuple(float(k >= len(self.compared)) for k in range(2 * len(self.compared)))
 
     def alternatives(self, accuracies: Accuracies) -> Alternatives:

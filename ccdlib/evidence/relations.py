@@ -53,24 +53,59 @@ def explained(rows: Rows, x: str, y: str, labels: Mapping[str, str]) -> tuple[Fi
     rows: a dict for each name and seed. labels: {x: text, y: text} of the axes. Returns the figure, and Pearson's r of the
     points, which is NaN where one of the two does not vary.
     """
-    import numpy as np
-
     style()
     figure, ax = plt.subplots(figsize=(8.4, 5.4), layout="constrained")
-    names = list(dict.fromkeys(row["name"] for row in rows))
-    found = {name: [ends([row[key] for row in rows if row["name"] == name]) for key in (x, y)] for name in names}
-    for name, (along, up) in found.items():
-        ax.plot(along[1:], [up[0]] * 2, color="0.7", linewidth=1.5)
-        ax.plot([along[0]] * 2, up[1:], color="0.7", linewidth=1.5)
-        ax.plot(along[0], up[0], "o", color="C0", markersize=7)
-        ax.annotate(name, (along[0], up[0]), xytext=(5, 5), textcoords="offset points", fontsize="small")
     ax.axhline(0, color="0.3", linewidth=1)
     ax.set(xlabel=labels[x], ylabel=labels[y])
-    places = np.array([[along[0], up[0]] for along, up in found.values()]).T
-    r = float(np.corrcoef(places)[0, 1]) if len(names) > 2 and places.std(1).all() else float("nan")
+    r = _labelled(ax, rows, x, y)
     seeds = len({row["seed"] for row in rows})
     caption(figure, f"a point: one operation, {what(seeds)} of {seeds} seeds; Pearson's r of the points {r:.2f}")
     return figure, r
+
+
+def _labelled(ax, rows, x, y):
+    """Draw the mean of row[y] against that of row[x] for each row["name"], a colour for each row["kind"], with intervals where
+    there are several rows; Pearson's r of the points."""
+    import numpy as np
+    from adjustText import adjust_text
+
+    kinds = list(dict.fromkeys(row.get("kind", "") for row in rows))
+    texts, places = [], []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        along, up = (ends([row[key] for row in own]) if len(own) > 1 else (own[0][key],) * 3 for key in (x, y))
+        ax.plot(along[1:], [up[0]] * 2, color="0.7", linewidth=1.5)
+        ax.plot([along[0]] * 2, up[1:], color="0.7", linewidth=1.5)
+        k = kinds.index(own[0].get("kind", ""))
+        ax.plot(along[0], up[0], MARKERS[k], color=f"C{k}", markersize=7)
+        texts.append(ax.text(along[0], up[0], name, fontsize="small"))
+        places.append((along[0], up[0]))
+    for k, kind in enumerate(kinds if len(kinds) > 1 else ()):
+        ax.plot([], [], MARKERS[k], color=f"C{k}", label=kind)
+    if len(kinds) > 1:
+        ax.legend(fontsize="small")
+    ax.margins(0.08)  # room for names
+    ax.figure.draw_without_rendering()  # which settles how large the axes are
+    line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6}
+    places = np.array(places).T
+    adjust_text(texts, *places, ax=ax, expand=(1.15, 1.5), arrowprops=line, iter_lim=500)
+    return float(np.corrcoef(places)[0, 1]) if len(texts) > 2 and places.std(1).all() else float("nan")
+
+
+def beside(panels: Mapping[str, Rows], x: str, y: str, labels: Mapping[str, str]) -> Figure:
+    """Draw the mean of row[y] against that of row[x] in panels {title: rows}, each with axes of its own, and Pearson's r.
+
+    rows: dicts with "name", x, y and perhaps "kind", several of a name for several seeds. labels: {x: text, y: text}.
+    """
+    style()
+    figure, axes = plt.subplots(1, len(panels), figsize=(6.4 * len(panels), 5.4), layout="constrained", squeeze=False)
+    for ax, (title, rows) in zip(axes[0], panels.items(), strict=True):
+        ax.set(xlabel=labels[x], ylabel=labels[y])
+        ax.set_title(f"{title}: r {_labelled(ax, rows, x, y):.2f}", fontsize="medium")
+    caption(
+        figure, "a point: one kind of views, with 95 % intervals where there are several seeds; r: Pearson's, of the points"
+    )
+    return figure
 
 
 def scattered(rows: Rows, x: str, label: str) -> Figure:

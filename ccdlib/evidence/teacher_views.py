@@ -1,6 +1,7 @@
-"""A teacher's answers to augmented images: their accuracy, entropy and calibration, and the weights that CCD gives them."""
+"""A teacher's answers to augmented images: accuracy, entropy, calibration, CCD's weights, and T. stddev."""
 
 from collections.abc import Iterable
+from itertools import count
 from typing import Any
 
 import torch
@@ -9,11 +10,16 @@ from ccdlib.base.devices import best_device
 from ccdlib.base.streams import stream
 from ccdlib.data.memory import Data
 from ccdlib.methods.losses import confidence
-from ccdlib.models.backbone import Backbone
+from ccdlib.models.backbone import Backbone, folded
+from ccdlib.training.config import RunConfig
 from ccdlib.training.evaluate import predict
+from ccdlib.training.loop import picked
+from ccdlib.views.in_files import epoch_views
 from ccdlib.views.policies import Policy
 
 BINS = 15  # of Guo et al.
+ROWS = 640  # views of a group, for T. stddev; of Wang et al.
+GROUPS = 32
 
 
 def calibration_error(probabilities: torch.Tensor, labels: torch.Tensor, bins: int = BINS) -> float:
@@ -64,6 +70,34 @@ def teacher_views(
         )
     teacher.cpu()  # where it was before
     return rows
+
+
+@torch.no_grad()
+def teacher_stddev(teacher: Backbone, config: RunConfig, data: Data, groups: int = GROUPS, rows: int = ROWS) -> float:
+    """T. stddev of the views that a student is trained on: how much the teacher's mean answer varies from group to group.
+
+    Source: Wang et al., NeurIPS 2022, by whom a lower one is better for the student. The teacher's probabilities at temperature
+    1 are averaged over groups of `rows` views, half of them originals and half twins (without twins, of rows / 2 views); the
+    result is the standard deviation of these means over `groups` groups, class by class, averaged over the classes. teacher: on
+    the device of `data`. config: of the student; its epochs are gone through, from the first, until there are so many groups.
+    """
+    teacher, halves, each = folded(teacher.eval()), ([], []), rows // 2
+    for answers in _answers(teacher, config, data):
+        for half, p in zip(halves, answers, strict=True):
+            half.extend(p)
+        if all(len(half) >= groups * each for half in halves if half):
+            break
+    means = [torch.stack(half[: groups * each]).view(groups, each, -1).mean(1) for half in halves if half]
+    return torch.stack(means).mean(0).std(0).mean().item()  # of (groups, classes)
+
+
+def _answers(teacher, config, data):
+    """For each batch of a training without end, the teacher's probabilities of the views of originals, and of all others."""
+    for epoch in count():
+        for batch in epoch_views(config, data, epoch).batches():
+            batch = picked(batch, config.rule.candidates, lambda inputs: teacher(inputs).logits)
+            p = teacher(batch.inputs).logits.softmax(1).double().cpu()
+            yield p.tensor_split(batch.sizes[:1])
 
 
 def training_weights(

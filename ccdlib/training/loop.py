@@ -5,7 +5,7 @@ below it, and in cohort.py.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
@@ -157,16 +157,23 @@ class Trainee:
             torch.nn.utils.clip_grad_norm_(trained_by(self.optimiser), self.config.clip)
 
     def picked(self, batch: Batch) -> Batch:
-        """The batch with only those of its candidate twins of which the teacher is least certain: one in `rule.candidates`."""
-        candidates = self.config.rule.candidates
-        if candidates == 1:
-            return batch
-        first = batch.sizes[0]
-        log_p = self.answers(self.teacher, batch.inputs[first:]).logits.log_softmax(1)
-        entropy = -(log_p.exp() * log_p).sum(1)  # (candidates,)
-        best = entropy.argsort(descending=True, stable=True)[: len(entropy) // candidates]
-        originals = torch.arange(first, device=best.device)
-        return batch.kept(torch.cat([originals, first + best.sort().values]))
+        """See picked()."""
+        return picked(batch, self.config.rule.candidates, lambda inputs: self.answers(self.teacher, inputs).logits)
+
+
+def picked(batch: Batch, candidates: int, teacher: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    """The batch with only those of its candidate twins of which the teacher is least certain: one in `candidates`.
+
+    teacher: from inputs (B, C, H, W) to the teacher's logits (B, classes).
+    """
+    if candidates == 1:
+        return batch
+    first = batch.sizes[0]
+    log_p = teacher(batch.inputs[first:]).log_softmax(1)
+    entropy = -(log_p.exp() * log_p).sum(1)  # (candidates,)
+    best = entropy.argsort(descending=True, stable=True)[: len(entropy) // candidates]
+    originals = torch.arange(first, device=best.device)
+    return batch.kept(torch.cat([originals, first + best.sort().values]))
 
 
 @dataclass

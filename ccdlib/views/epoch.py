@@ -74,14 +74,14 @@ class EpochViews:
         self._draw(n, twins)
 
     def _draw(self, n, twins):
-        data, seed = self.data, self.config.draws_seed
-        flip = data.flip if self.config.flip is None else self.config.flip
-        if self.rule.crops:
-            self.crops = [draw_crops(n, data.pad, flip, stream(seed, "base", self.epoch, v)) for v in range(self.views)]
-        else:
-            self.crops = [Crops(torch.full((n, 2), data.pad), torch.zeros(n, dtype=torch.bool))] * self.views
+        data, seed, rule = self.data, self.config.draws_seed, self.rule
+        flip = (data.flip if self.config.flip is None else self.config.flip) and (rule.crops or rule.flips)
+        self.crops = [draw_crops(n, data.pad, flip, stream(seed, "base", self.epoch, v)) for v in range(self.views)]
+        if not rule.crops:
+            whole = torch.full((n, 2), data.pad)
+            self.crops = [Crops(whole, drawn.flips) for drawn in self.crops]
         generator = stream(seed, "policy", self.epoch)
-        self.draws = [self.rule.draw(n, generator) for _ in range(twins)]
+        self.draws = [rule.draw(n, generator) for _ in range(twins)]
 
     def drawn(self, v: int, rows: torch.Tensor) -> Drawn | None:
         """The draws of view `v` for the images `rows` (n,); None for a base view, which has only a crop."""

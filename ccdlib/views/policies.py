@@ -1,17 +1,17 @@
-"""Policies: Joint Data Augmentation (JDA), and RandAugment and TrivialAugment, with which it is compared.
+"""Policies of Joint Data Augmentation (JDA).
 
 Sources: the JDA of Li et al., ACCV 2022, with the magnitudes of Cubuk et al., AutoAugment, CVPR 2019.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
 
 from ccdlib.base.registry import CcdError, Subset, unknown
 from ccdlib.views.draws import PerImage
-from ccdlib.views.ops import LEVELS, OPS, apply_op, check_images, check_level, pillow_op, rotate
+from ccdlib.views.ops import OPS, apply_op, check_images, check_level, pillow_op
 from ccdlib.views.rules import VIEWS, ViewRule
 
 
@@ -183,68 +183,3 @@ POLICIES = Subset(VIEWS, "policy", lambda rule: "ops" in rule.knobs)
 def policy_named(name: str, p: float | None = None, ops: Iterable[str] | None = None) -> Policy:
     """The policy `name`, with p and ops as in Policy.with_knobs. Errors: CcdError for an unknown policy or op, and for p."""
     return POLICIES[name].with_knobs(p=p, ops=ops)
-
-
-# Listed here, so that an op that is added to the kit does not change RandAugment.
-RANDAUGMENT = (
-    *("identity", "shearX", "shearY", "translateX", "translateY", "rotate", "color", "contrast", "sharpness", "brightness"),
-    *("posterize", "solarize", "autocontrast", "equalize"),
-)
-
-
-@dataclass(frozen=True)
-class SampledDraws(PerImage):
-    """Draws of a Sampled of K ops an image for N images."""
-
-    ops: torch.Tensor  # (N, K) places in the list of ops
-    levels: torch.Tensor  # (N, K) 0..9
-    signs: torch.Tensor  # (N, K) +1 or -1
-
-
-@dataclass(frozen=True)
-class Sampled(ViewRule):
-    """Ops that are drawn uniformly for each image alone: RandAugment and TrivialAugment.
-
-    RandAugment: Cubuk et al., 2020. TrivialAugment: Mueller & Hutter, ICCV 2021. Both draw from RandAugment's 14 ops, of which
-    "identity" is one, with the ranges of OPS; rotation has both signs here.
-    """
-
-    name: str
-    count: int  # ops of an image
-    level: int | None = None  # None: drawn uniformly for each op
-    ops: tuple[str, ...] = RANDAUGMENT
-    twins = True
-
-    def facts(self) -> dict:
-        """What names a run: every field."""
-        return {"augmentation": asdict(self)}
-
-    def draw(self, n: int, generator: torch.Generator) -> SampledDraws:
-        """Draws for n images from `generator` (on the CPU)."""
-        shape = (n, self.count)
-        ops = torch.randint(len(self.ops), shape, generator=generator)
-        levels = torch.randint(LEVELS, shape, generator=generator)
-        signs = torch.where(torch.rand(shape, generator=generator) < 0.5, -1, 1)
-        return SampledDraws(ops, levels if self.level is None else torch.full(shape, self.level), signs)
-
-    def apply(self, images: torch.Tensor, draws: SampledDraws, partners: torch.Tensor | None = None) -> torch.Tensor:
-        """Twins of images (N, C, H, W) uint8, on their own device, by the draws for these N. Errors: see check_images."""
-        check_images(images)
-        out = images.clone()
-        for k in range(self.count):
-            which = torch.stack([draws.ops[:, k], draws.levels[:, k], draws.signs[:, k]], 1)
-            for case in which.unique(dim=0):
-                rows = (which == case).all(1).nonzero().flatten().to(images.device, non_blocking=True)
-                done = self._one(out.index_select(0, rows), self.ops[case[0]], int(case[1]), int(case[2]))
-                out.index_copy_(0, rows, done)
-        return out
-
-    @staticmethod
-    def _one(images, name, level, sign):
-        if name == "rotate":
-            return rotate(images, sign * OPS[name].magnitude(level))
-        return images if name == "identity" else apply_op(images, name, level, sign)
-
-
-# RandAugment's setting for CIFAR-100, magnitude 14 of 30, is level 4 of 0..9.
-VIEWS.update(randaugment=Sampled("randaugment", 2, 4), trivialaugment=Sampled("trivialaugment", 1))

@@ -23,6 +23,7 @@ class ViewRule:
     base: int = 1  # base views of an image
     twins: bool = True  # whether it makes twins, by draw() and apply()
     crops: bool = True  # whether every view is cropped and flipped at random; else it is the whole image
+    flips: bool = False  # whether whole images, where there are no crops, are flipped at random all the same
     turns: int = 1  # network inputs that turned() makes of a view
     candidates: int = 1  # twins that are made for one that is kept: the one of which the teacher is least certain
     mixes: bool = False  # whether apply() mixes two images, and with them their labels
@@ -71,11 +72,12 @@ class ViewRule:
 
 @dataclass(frozen=True)
 class Base(ViewRule):
-    """A rule without twins: one or two crops, the whole image, or one crop at four angles."""
+    """A rule without twins: one or two crops, the whole image, also flipped, or one crop at four angles."""
 
     name: str
     base: int = 1
     crops: bool = True
+    flips: bool = False
     turns: int = 1
     twins = False
 
@@ -98,4 +100,10 @@ def _row(name: str, rule: ViewRule | type) -> ViewRule:
 
 
 VIEWS = Registry("views", _row)
-VIEWS.update(raw=Base("raw", crops=False), none=Base("none"), base=Base("base", base=2), rotation=Base("rotation", turns=4))
+VIEWS.update(
+    raw=Base("raw", crops=False),
+    flip=Base("flip", crops=False, flips=True),
+    none=Base("none"),
+    base=Base("base", base=2),
+    rotation=Base("rotation", turns=4),
+)
