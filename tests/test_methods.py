@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ccdlib.base.registry import CcdError
 from ccdlib.base.streams import stream
 from ccdlib.data import load_data
-from ccdlib.methods import METHODS, TURNS, Given, losses, make, settings_of, trusted
+from ccdlib.methods import CLASSIFYING, METHODS, TURNS, Given, losses, make, settings_of, trusted
 from ccdlib.models import HE, Output, build, initialise
 from ccdlib.training import Checkpoint, RunConfig, cohort, fit, prepare, teacher_of_method, untrained
 from ccdlib.training.checks import check
@@ -436,7 +436,7 @@ TEACHER = RunConfig(model="resnet8", n_train=40, epochs=1, batch=20)
 # A small network of every family, as its own teacher: four stages, three, and none that were made for such small images.
 SLOW = pytest.param("resnet50_cifar", marks=pytest.mark.drill)
 FAMILIES = ["resnet8", "wrn_16_1", "vgg8", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2", "resnet18", SLOW]
-STUDENTS = [name for name in METHODS if METHODS[name].teacher == "needed" and not METHODS[name].freezes]
+STUDENTS = [name for name in CLASSIFYING if METHODS[name].teacher == "needed" and not METHODS[name].freezes]
 
 
 def student(method, model="resnet8", **changes):
@@ -500,7 +500,7 @@ def test_a_jointly_trained_teacher_trains_backbone_and_branches():
 
 
 @pytest.mark.parametrize("model", FAMILIES)
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "kd"])
+@pytest.mark.parametrize("method", [name for name in CLASSIFYING if name != "kd"])
 def test_every_method_takes_a_step_on_every_family(method, model):
     if METHODS[method].teacher == "none":
         config = RunConfig(model=model, n_train=40, batch=20)

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ccdlib.base.registry import CcdError, UnknownName
 from ccdlib.methods import Given, make
-from ccdlib.models import MODELS, build, folded
+from ccdlib.models import BACKBONES, build, folded
 
 # name: parameters, millions of multiply-adds of one image
 CIFAR = {
@@ -31,7 +31,7 @@ FAMILIES = ["resnet8", "wrn_16_1", "vgg8", "mobilenet_v2", "shufflenet_v1", "shu
 
 
 def test_no_model_is_left_out():
-    assert set(MODELS) == set(CIFAR) | set(IMAGENET)
+    assert set(BACKBONES) == set(CIFAR) | set(IMAGENET)
 
 
 @pytest.mark.parametrize("name", [*CIFAR, *IMAGENET])
@@ -138,7 +138,7 @@ def test_wrong_requests_say_what_is_allowed():
         build("resnet8", channels=4)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(BACKBONES))
 def test_a_folded_network_answers_the_same_with_fewer_batch_norms(name):
     network, generator = build(name, classes=7).eval(), torch.Generator().manual_seed(0)
     norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]

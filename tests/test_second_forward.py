@@ -12,12 +12,12 @@ from second_forward import NETWORKS, branches, forward
 from torch import nn
 
 from ccdlib.methods import Given, make
-from ccdlib.models import MODELS, build
+from ccdlib.models import BACKBONES, build
 
 MOST = 20  # mistakes that are tried in a network, spread over it
 # These take long. All but the one with bottlenecks are the code of a quick network with more or wider blocks.
 LARGE = ("resnet56", "resnet32x4", "wrn_40_1", "wrn_40_2", "vgg13", "resnet50_cifar", "resnet34")
-EVERY = [pytest.param(name, marks=pytest.mark.drill) if name in LARGE else name for name in MODELS]
+EVERY = [pytest.param(name, marks=pytest.mark.drill) if name in LARGE else name for name in BACKBONES]
 
 
 def drawn(*shape, seed=0):
@@ -61,7 +61,7 @@ def gradients(outputs, module):
 
 
 def test_none_is_left_out():
-    assert set(NETWORKS) == set(MODELS)
+    assert set(NETWORKS) == set(BACKBONES)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

@@ -8,7 +8,7 @@ import hashlib
 
 import torch
 
-STREAMS = ("weights", "heads", "order", "base", "policy", "share", "subset", "negatives")
+STREAMS = ("weights", "heads", "order", "base", "policy", "share", "subset", "negatives", "regions")
 
 
 def stream(seed: int, name: str, *where: int) -> torch.Generator:

@@ -27,6 +27,7 @@ class Dataset:
     flip: bool  # whether base views are flipped left to right
     fingerprint: str  # a hash of the content
     in_files: bool = False  # whether images are decoded while a network trains
+    boxed: bool = False  # whether images have boxes, for object detection
     channels: int  # 1 (grey) or 3 (RGB)
     shape: tuple[int, int, int]  # (C, H, W) of the views that networks see
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ccdlib.base.registry import CcdError, Registry, unknown
-from ccdlib.data import arrays, bundled, files, photos
+from ccdlib.data import arrays, boxed, bundled, files, photos
 from ccdlib.data.dataset import ARRAYS, Dataset
 from ccdlib.data.memory import in_memory
 
@@ -35,6 +35,7 @@ class Source:
     takes_path: bool = False  # whether its name is "name:PATH"
     resized: bool = False  # whether images are resized to side x side pixels
     in_files: bool = False  # whether images are decoded while a network trains
+    boxed: bool = False  # whether images have boxes; `load` then returns (the two splits, each an Annotated, class names)
     flip: bool = True  # whether base views are flipped left to right
     statistics: tuple | None = None  # (mean, std) by channel, where the literature fixes them
     sizes: Sizes | None = None  # where they are known without the images
@@ -79,6 +80,8 @@ def load_data(name: str, *, side: int = 32, n_train: int | float | None = None, 
         "folder:PATH"    train/CLASS/* and val/CLASS/*, resized to side x side and kept in memory
         "imagenet:PATH"  such a folder whose images are decoded and cropped to side x side while a network trains
         "photos"         a small one of that kind, made of three photographs
+        "scenes"         with boxes: digits and things on photographs, 64 x 64 pixels; 1,000 training and 300 test images
+        "coco:PATH"      with boxes: COCO's folders and json, resized into squares of side x side and kept in memory
         or a reader's own row of DATASETS.
     side: pixels. n_train, seed: a stratified training subset, see Dataset.subset. device: of the tensors.
     Errors: CcdError for an unknown name or device, and for data that is missing or damaged.
@@ -149,6 +152,8 @@ def _load(name, side, stamp):
     loaded = source.load(path, side)
     if source.in_files:
         return loaded._replaced(name=name)
+    if source.boxed:
+        return boxed.with_boxes(name, *loaded, source.flip)
     return in_memory(name, *loaded, source.flip, source.statistics, source.larger)
 
 
@@ -171,6 +176,14 @@ DATASETS.update(
         resized=True,
         in_files=True,
         about="train/CLASS/* and val/CLASS/*, decoded and cropped in training",
+    ),
+    scenes=Source(boxed.scenes, boxed=True, flip=False, sizes=Sizes(6, 3, 1000, 64)),
+    coco=Source(
+        boxed.coco,
+        takes_path=True,
+        resized=True,
+        boxed=True,
+        about="with boxes: instances_train*.json, instances_val*.json, images in train*/ and val*/; resized, kept in memory",
     ),
     photos=Source(
         photos.tiles,

@@ -239,6 +239,32 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+@LOSSES.add("dist")
+def dist(
+    student: Output,
+    teacher: Output,
+    labels: torch.Tensor,
+    temperature: Above = 1.0,
+    inter: Size = 1.0,
+    intra: Size = 1.0,
+) -> Terms:
+    """DIST (Huang et al., NeurIPS 2022): CE + T^2 (inter mean_i d(p^s_i, p^t_i) + intra mean_c d(p^s_.c, p^t_.c)).
+
+    d is one minus Pearson's correlation, p = p_T(z) (B, C): of each row over the classes, and of each class over the rows. The
+    defaults are those for ImageNet and for detection. Terms {"ce", "dist"}.
+    """
+    _same_classes(student, teacher)
+    ours, theirs = (F.softmax(z / temperature, dim=1) for z in (student.logits, teacher.logits.detach()))
+    rows, classes = _apart(ours, theirs), _apart(ours.T, theirs.T)
+    return ce(student, teacher, labels) | {"dist": temperature**2 * (inter * rows.mean() + intra * classes.mean())}
+
+
+def _apart(a, b):
+    """One minus Pearson's correlation of each row of a and b, both (n, m)."""
+    a, b = (each - each.mean(1, keepdim=True) for each in (a, b))
+    return 1 - F.cosine_similarity(a, b, dim=1)
+
+
 @LOSSES.add("sp")
 def sp(student: Output, teacher: Output, labels: torch.Tensor, gamma: Size = 3000.0) -> Terms:
     """Similarity preserving (Tung & Mori, ICCV 2019): CE + gamma ||G_t - G_s||_F^2 / B^2.

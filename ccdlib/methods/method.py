@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from ccdlib.base.registry import CcdError, Registry
+from ccdlib.base.registry import CcdError, Registry, Subset
 from ccdlib.base.streams import stream
 from ccdlib.methods import settings as rules
 from ccdlib.methods.losses import LOSSES, Terms, full
@@ -29,6 +29,8 @@ def _row(name, method):
 
 
 METHODS = Registry("method", _row)
+CLASSIFYING = Subset(METHODS, "method", lambda row: not row.detects)
+DETECTING = Subset(METHODS, "method of detection", lambda row: row.detects)
 TURNS = 4  # rotations of every view, for methods that rotate
 
 
@@ -50,8 +52,8 @@ class Method(nn.Module):
     teacher: whether a method has one. teacher_method: the method that must have trained the teacher, because its heads are
     needed (None: any). freezes: where there is a teacher, the network is a frozen copy of it and only heads are trained.
     rotates: every view is seen at four rotations. hard_labels: mixed labels are refused. pairs: an image has exactly two views,
-    an original and its twin. keeps: the heads are stored with the run. initial: how the weights of the heads are drawn. half:
-    whether the networks compute in bfloat16; the loop sets it.
+    an original and its twin. detects: it trains detectors, on images with boxes. keeps: the heads are stored with the run.
+    initial: how the weights of the heads are drawn. half: whether the networks compute in bfloat16; the loop sets it.
     """
 
     teacher: Literal["needed", "none", "optional"] = "needed"
@@ -60,6 +62,7 @@ class Method(nn.Module):
     rotates: bool = False
     hard_labels: bool = True
     pairs: bool = False
+    detects: bool = False
     keeps: bool = False
     initial: Initial = HE
     half: bool = False
@@ -86,6 +89,11 @@ class Method(nn.Module):
 
     def heads(self, output: Output) -> Any:
         """What the heads make of a network's Output; None where there are none."""
+
+    def counted(self, student: Output, batch: Batch) -> tuple[torch.Tensor, int]:
+        """How many views of a batch the student classified correctly, and of how many, after a call."""
+        said, labels = student.logits[: len(batch.labels)].argmax(1), batch.labels
+        return (said == (labels if labels.ndim == 1 else labels.argmax(1))).sum(), len(labels)
 
     def headed(self, head: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """head(x) in float32, computed in the networks' own precision."""

@@ -2,6 +2,7 @@
 
     backbone.py  the contract, the registry MODELS, initial weights    networks.py  a row for each network of the papers
     shufflenet.py  units that the libraries lack                       pretrained.py  weights that torchvision offers
+    detector.py  networks that find things in images
 
 It may import base, and nothing above.
 """
@@ -21,4 +22,5 @@ from ccdlib.models.backbone import (
     in_bfloat16,
     initialise,
 )
+from ccdlib.models.detector import BACKBONES, DETECTORS, Detector, Regions
 from ccdlib.models.pretrained import pretrained, weights_named

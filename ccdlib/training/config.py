@@ -9,8 +9,8 @@ from ccdlib.base.arithmetic import Arithmetic, Precision, resolved
 from ccdlib.base.devices import best_device
 from ccdlib.base.registry import CcdError, Registry, unknown
 from ccdlib.data import source_of, statistics_of
-from ccdlib.methods import METHODS, check_settings, words_in
-from ccdlib.models import MODELS
+from ccdlib.methods import CLASSIFYING, DETECTING, METHODS, check_settings, words_in
+from ccdlib.models import BACKBONES, DETECTORS, MODELS
 from ccdlib.training.ascent import ASCENTS
 from ccdlib.training.recipes import SMALL
 from ccdlib.views import OPS, POLICIES, VIEWS, ViewRule
@@ -202,6 +202,7 @@ class RunConfig(Strict):
         source_of(self.data)
         statistics_of(self.statistics)
         MODELS[self.model]
+        self._check_task()
         check_settings(self.method, self.settings)
         rule = VIEWS[self.views]
         for name in ("p", "ops"):
@@ -224,6 +225,22 @@ class RunConfig(Strict):
         self._check_parts(METHODS[self.method])
         self._check_optimiser()
         return self
+
+    def _check_task(self):
+        """Images with boxes need a detector, a method that trains one, and views that say how boxes move; others need none."""
+        boxed = source_of(self.data)[0].boxed
+        views = [
+            name for name, rule in VIEWS.items() if rule.turns == 1 and not rule.mixes and (rule.moves_boxes or not rule.twins)
+        ]
+        kinds = {
+            "model": (self.model, DETECTORS if boxed else BACKBONES),
+            "method": (self.method, DETECTING if boxed else CLASSIFYING),
+            "views": (self.views, views if boxed else VIEWS),
+        }
+        for field, (given, allowed) in kinds.items():
+            if given not in allowed:
+                what = "whose images have boxes" if boxed else "whose images have no boxes"
+                raise CcdError(f"{field} = {given!r} with data {self.data!r}, {what}: allowed are {', '.join(allowed)}")
 
     def _check_optimiser(self):
         if self.optimiser not in ASCENTS and self.rho is not None:

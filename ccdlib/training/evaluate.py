@@ -7,6 +7,7 @@ from torch import nn
 from ccdlib.base.arithmetic import Precision, exact, resolved
 from ccdlib.data import Dataset
 from ccdlib.training import group
+from ccdlib.training.detections import average_precision
 from ccdlib.views.crops import normalise
 
 
@@ -22,8 +23,11 @@ def evaluate(
 
     batch: images at once. None: 500 on a GPU, and 125 on a CPU, where the features of more images do not fit into the cache.
     precision: as in RunConfig.
+    Of a detector, "accuracy" is the average precision instead, in float32 (see detections.py).
     The processes of a group share the test images, and all of them get the result.
     """
+    if data.boxed:
+        return average_precision(network, data, torch.device(device))
     device, counts = torch.device(device), torch.zeros(3, dtype=torch.float64)
     batch = batch or (500 if device.type == "cuda" else 125)
     for images, labels in data.in_parts(torch.arange(len(data.test_labels))[group.rank() :: group.size()], batch):

@@ -36,7 +36,7 @@ CHANGED_IN = {
     "answers": dict.fromkeys(("mobilenet_v2", "shufflenet_v1"), 2),  # the logits of a network with weights from a file
 }
 # The code that can change a result; a hash of it is kept with every run. What recipes and configurations say is in its name.
-LOOP = tuple(f"training/{name}.py" for name in ("ascent", "cohort", "evaluate", "group", "loop", "teachers"))
+LOOP = tuple(f"training/{name}.py" for name in ("ascent", "cohort", "detections", "evaluate", "group", "loop", "teachers"))
 SHAPING = ("base/streams.py", "data", "views", "models", "methods", *LOOP)
 
 

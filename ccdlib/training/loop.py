@@ -66,7 +66,7 @@ def train_step(trainees: list["Trainee"], batch: Batch, logs: list["Log"]) -> No
                     trainee.backward(inputs, target, batch)
             trainee.clip()
             trainee.optimiser.step()
-        log.add(terms, student, batch)
+        log.add(terms, trainee.method.counted(student, batch), batch)
 
 
 @dataclass(frozen=True)
@@ -188,14 +188,12 @@ class Log:
     correct: int | torch.Tensor = 0
     seen: int = 0
 
-    def add(self, terms: dict, output: Output, batch: Batch) -> None:
-        """Add the terms of the loss of a step or pass, and the number of views that the student classified correctly."""
+    def add(self, terms: dict, counted: tuple[torch.Tensor, int], batch: Batch) -> None:
+        """Add the terms of the loss of a step or pass, and the number of views classified correctly, of how many."""
         self.names = tuple(terms)
         values = torch.stack([term.detach() for term in terms.values()])
         self.history.append(values if batch.weight == 1 else batch.weight * batch.of[1] * values)
-        said, labels = output.logits[: len(batch.labels)].argmax(1), batch.labels
-        self.correct = self.correct + (said == (labels if labels.ndim == 1 else labels.argmax(1))).sum()
-        self.seen += len(labels)
+        self.correct, self.seen = self.correct + counted[0], self.seen + counted[1]
 
     def row(self, trainee: Trainee, epoch: int) -> dict | Diverged:
         """The epoch's row of the curves, with the mean of every term, or Diverged if a term or a weight is not finite."""

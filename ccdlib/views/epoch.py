@@ -17,12 +17,13 @@ class Batch(NamedTuple):
     """The inputs of a training step: B inputs of N images, all inputs of the first view first."""
 
     inputs: torch.Tensor  # (B, C, H, W) float32, normalised
-    labels: torch.Tensor  # (B,) int64, or (B, classes) float32 where the rule mixes
+    labels: torch.Tensor  # (B,) int64, or (B, classes) float32 where the rule mixes, or boxes (B, K, 5) where images have them
     images: torch.Tensor  # (B,) rows of the training set, on the CPU
     sizes: tuple[int, ...]  # inputs of each view; the first view, of the originals, has N
     step: tuple[int, int] = (0, 0)  # epoch, and step in it; names the random numbers of a method
     of: tuple[int, int] = (0, 1)  # this pass, and the number of passes over which the images of a step are spread
     weight: float = 1.0  # of its loss in that of the step
+    moves: torch.Tensor | None = None  # (B, 2, 3) of images with boxes: from the original view to each view, as in boxes.py
 
     def turned(self) -> "Batch":
         """The batch with all inputs at four angles (see rotations), for methods that rotate; the other fields stay."""

@@ -10,6 +10,7 @@ from ccdlib.base.registry import CcdError
 from ccdlib.base.streams import stream
 from ccdlib.data.dataset import Dataset
 from ccdlib.data.files import loaded, tensor
+from ccdlib.views.boxed import BoxViews
 from ccdlib.views.draws import Drawn, joined
 from ccdlib.views.epoch import BLOCK, Ahead, Batch, EpochViews
 from ccdlib.views.rules import VIEWS, ViewRule
@@ -107,8 +108,9 @@ def views_of(config: Any, data: Dataset, epochs: int, rank: int = 0, size: int =
 
 
 def epoch_views(config: Any, data: Dataset, epoch: int, rank: int = 0, size: int = 1) -> EpochViews:
-    """The views of an epoch of a data set in memory or in files; arguments as in EpochViews."""
-    return (FileViews if data.in_files else EpochViews)(config, data, epoch, rank, size)
+    """The views of an epoch of a data set in memory or in files, with or without boxes; arguments as in EpochViews."""
+    kind = FileViews if data.in_files else BoxViews if data.boxed else EpochViews
+    return kind(config, data, epoch, rank, size)
 
 
 def check_views(config: Any) -> None:

@@ -8,6 +8,7 @@ neighbours, and `Image.blend` of all 256 x 256 pairs of values becomes the table
 Source: the ops and magnitudes of Cubuk et al., AutoAugment, CVPR 2019.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -23,6 +24,11 @@ GREY = 128  # fills pixels into which an op moves nothing
 LEVELS = 10  # of magnitude
 
 
+# (magnitude, width, height) -> (a, b, c, d, e, f): what is at (x, y) of the output was at (a x + b y + c, d x + e y + f), in
+# pixels from the top left corner, so that the centre of the first pixel is (1/2, 1/2).
+Matrix = Callable[[float, int, int], tuple[float, float, float, float, float, float]]
+
+
 class Op(NamedTuple):
     """One op: a function, and the range of its magnitude over the ten levels."""
 
@@ -32,6 +38,7 @@ class Op(NamedTuple):
     signed: bool = False  # whether the magnitude gets a sign
     colour_only: bool = False  # whether it leaves grey images as they are
     whole: bool = False  # whether magnitudes are rounded to whole numbers
+    moves: "Matrix | None" = None  # where pixels come from, for an op that moves them, and boxes with them
 
     def magnitude(self, level: int) -> float | None:
         """The magnitude at `level` in 0..9, by equal steps; None for an op without one."""
@@ -215,13 +222,19 @@ def _row(name: str, function: Any, **options) -> Op:
     return function if isinstance(function, Op) else Op(function, **options)
 
 
-OPS = Registry("op", _row, low=None, high=None, signed=False, colour_only=False, whole=False)
+def _turn(degrees, width, height):
+    """The Matrix of a rotation counter-clockwise about the centre."""
+    cos, sin, x, y = math.cos(math.radians(degrees)), math.sin(math.radians(degrees)), width / 2, height / 2
+    return cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y
+
+
+OPS = Registry("op", _row, low=None, high=None, signed=False, colour_only=False, whole=False, moves=None)
 OPS.update(
-    shearX=Op(_shear("x"), 0, 0.3, signed=True),
-    shearY=Op(_shear("y"), 0, 0.3, signed=True),
-    translateX=Op(_translate("x"), 0, 150 / 331, signed=True),
-    translateY=Op(_translate("y"), 0, 150 / 331, signed=True),
-    rotate=Op(rotate, 0, 30),
+    shearX=Op(_shear("x"), 0, 0.3, signed=True, moves=lambda m, w, h: (1, m, 0, 0, 1, 0)),
+    shearY=Op(_shear("y"), 0, 0.3, signed=True, moves=lambda m, w, h: (1, 0, 0, m, 1, 0)),
+    translateX=Op(_translate("x"), 0, 150 / 331, signed=True, moves=lambda m, w, h: (1, 0, m * w, 0, 1, 0)),
+    translateY=Op(_translate("y"), 0, 150 / 331, signed=True, moves=lambda m, w, h: (1, 0, 0, 0, 1, m * h)),
+    rotate=Op(rotate, 0, 30, moves=_turn),
     color=Op(_color, 0, 0.9, signed=True, colour_only=True),
     contrast=Op(_contrast, 0, 0.9, signed=True),
     sharpness=Op(_sharpness, 0, 0.9, signed=True),
@@ -259,23 +272,15 @@ def pillow_op(image: Image.Image, name: str, level: int, sign: int = 1) -> Image
         pixels = torch.from_numpy(np.atleast_3d(np.array(image)).transpose(2, 0, 1).copy())[None]
         return Image.fromarray(apply_op(pixels, name, level, sign)[0].permute(1, 2, 0).numpy().squeeze())
     magnitude = op.magnitude(level) if not op.signed else sign * op.magnitude(level)
-    if name in _MOVES:
-        matrix, how = _MOVES[name](magnitude, *image.size)
-        grey = (GREY,) * len(image.getbands())
+    if op.moves and name != "rotate":
+        how = Image.Resampling.BICUBIC if name.startswith("shear") else Image.Resampling.NEAREST
+        matrix, grey = op.moves(magnitude, *image.size), (GREY,) * len(image.getbands())
         return image.transform(image.size, Image.Transform.AFFINE, matrix, how, fillcolor=grey if len(grey) > 1 else GREY)
     if name == "rotate":
         return image.rotate(magnitude, Image.Resampling.NEAREST, fillcolor=(GREY,) * 3 if image.mode == "RGB" else GREY)
     if hasattr(ImageEnhance, name.title()):
         return getattr(ImageEnhance, name.title())(image).enhance(1 + magnitude)
     return getattr(ImageOps, name)(image, *(() if magnitude is None else (magnitude,)))
-
-
-_MOVES = {  # (magnitude, width, height) -> affine matrix and resampling
-    "shearX": lambda m, w, h: ((1, m, 0, 0, 1, 0), Image.Resampling.BICUBIC),
-    "shearY": lambda m, w, h: ((1, 0, 0, m, 1, 0), Image.Resampling.BICUBIC),
-    "translateX": lambda m, w, h: ((1, 0, m * w, 0, 1, 0), Image.Resampling.NEAREST),
-    "translateY": lambda m, w, h: ((1, 0, 0, 0, 1, m * h), Image.Resampling.NEAREST),
-}
 
 
 def check_level(name: str, level: int) -> None:

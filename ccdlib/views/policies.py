@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ccdlib.base.registry import CcdError, Subset, unknown
+from ccdlib.views.boxes import forward, still, then
 from ccdlib.views.draws import PerImage
 from ccdlib.views.ops import OPS, apply_op, check_images, check_level, pillow_op
 from ccdlib.views.rules import VIEWS, ViewRule
@@ -37,6 +38,7 @@ class Policy(ViewRule):
     twins = True
     knobs = ("p", "ops")
     whole_images = True
+    moves_boxes = True
 
     def __post_init__(self):
         if not (isinstance(self.p, (int, float)) and 0 <= self.p <= 1):
@@ -91,6 +93,18 @@ class Policy(ViewRule):
                 if len(rows):
                     out.index_copy_(0, rows, apply_op(out.index_select(0, rows), name, level, sign or 1))
         return out
+
+    def moves(self, draws: Draws, height: int, width: int) -> torch.Tensor:
+        """How pixels move by these draws for N images, (N, 2, 3) as in boxes.py."""
+        found = still(len(draws))
+        for k, (name, level) in enumerate(self.steps):
+            op = OPS[name]
+            if op.moves is None or level is None:
+                continue
+            for sign in (1, -1) if op.signed else (1,):
+                rows = draws.fires[:, k] & (draws.signs[:, k] == sign) if op.signed else draws.fires[:, k]
+                found[rows] = then(found[rows], forward(op.moves(sign * op.magnitude(level), width, height)))
+        return found
 
     def apply_to(self, image: Image.Image, draws: Draws) -> Image.Image:
         """The twin of one Pillow image of any size, RGB or grey, by draws for one image; it has the pixels of apply()."""

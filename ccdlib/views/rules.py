@@ -29,6 +29,7 @@ class ViewRule:
     mixes: bool = False  # whether apply() mixes two images, and with them their labels
     knobs: tuple[str, ...] = ()  # the fields of RunConfig that change the rule itself, by with_knobs()
     ops: tuple[str, ...] = ()  # the rows of OPS that it may apply
+    moves_boxes: bool = False  # whether moves() says how pixels move, so that images may have boxes
     whole_images: bool = False  # whether apply_to() takes one image of any size, so that the rule can come before the crop
 
     def draw(self, n: int, generator: torch.Generator) -> Drawn:
@@ -40,6 +41,10 @@ class ViewRule:
 
         partners: for a rule that mixes, the images of the rows partners_of(draws).
         """
+        raise NotImplementedError
+
+    def moves(self, draws: Drawn, height: int, width: int) -> torch.Tensor:
+        """How pixels move by these draws for N images, for rules with `moves_boxes`: (N, 2, 3), as in boxes.py."""
         raise NotImplementedError
 
     def apply_to(self, image: Image.Image, draws: Drawn) -> Image.Image:
