@@ -276,10 +276,11 @@ def test_no_network_for_a_download(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["digit", "npz", "npz:", "digits:here", "imagenet"])
 def test_unknown_names_list_what_is_there(name):
-    every = "Allowed: objects, digits, cifar10, cifar100, npz:PATH, folder:PATH, imagenet:PATH, photos"
+    every = "Allowed: objects, digits, cifar10, cifar100, npz:PATH, folder:PATH, imagenet:PATH, scenes, coco:PATH, photos"
     with pytest.raises(CcdError, match=f"unknown dataset .*{every}"):
         load_data(name)
-    assert set(DATASETS) == {"objects", "digits", "cifar10", "cifar100", "npz", "folder", "imagenet", "photos"}
+    known = {"objects", "digits", "cifar10", "cifar100", "npz", "folder", "imagenet", "scenes", "coco", "photos"}
+    assert set(DATASETS) == known
 
 
 def test_subsets_are_stratified_nested_and_repeatable():

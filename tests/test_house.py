@@ -83,8 +83,8 @@ def test_sizes():
     assert not {path.name: n for path, n in lines.items() if n > 450}
     science = sum(n for path, n in lines.items() if path.relative_to(PACKAGE).as_posix().startswith(SCIENCE))
     # With docstrings and annotations of everything public: about a third of all lines are words.
-    assert science < 4500
-    assert sum(lines.values()) < 14200
+    assert science < 5300
+    assert sum(lines.values()) < 15200
 
 
 def public():

@@ -272,9 +272,9 @@ def lines_of_code(path):
 
 
 def test_the_library_stays_small():
-    # 2,400 for data, views, networks and methods, 1,750 for training, 1,450 for statistics, records and figures, 750 for the
+    # 2,900 for data, views, networks and methods, 1,800 for training, 1,500 for statistics, records and figures, 850 for the
     # analyses, 1,900 for notebooks, batches and the command line, 550 for names, arithmetic, a reader's own rows and files.
-    assert sum(map(lines_of_code, (ROOT / "ccdlib").rglob("*.py"))) < 9500
+    assert sum(map(lines_of_code, (ROOT / "ccdlib").rglob("*.py"))) < 10200
 
 
 def test_every_room_that_shapes_a_result_is_hashed():

@@ -2,7 +2,7 @@
 
     experiment.py  arms and claims as data, and their training    common.py  functions that several analyses use
     00 quickstart, 01 joint_augmentation, 02 augmented_teacher, 03 proportion, 04 few_shot, 05 compatibility,
-    06 ccd, 07 imagenet, 09 flat_minima, 10 predict_from_teacher
+    06 ccd, 07 imagenet, 08 detection, 09 flat_minima, 10 predict_from_teacher
 
 It may import evidence, training and what is below.
 """
@@ -11,6 +11,7 @@ from ccdlib.analyses import (
     augmented_teacher,
     ccd,
     compatibility,
+    detection,
     few_shot,
     flat_minima,
     imagenet,

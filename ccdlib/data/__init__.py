@@ -2,7 +2,8 @@
 
     dataset.py  the contract, and stratified subsets    memory.py  images in memory, on the training device
     files.py    images that stay in their files         sources.py  the registry DATASETS, and load_data
-    arrays.py, folders.py, photos.py  where images come from    bundled/  photographs, and teachers trained on them
+    boxed.py    images with boxes                       arrays.py, folders.py, photos.py  where images come from
+    bundled/  photographs, and teachers trained on them
 
 It may import base, and nothing above.
 """

@@ -167,7 +167,7 @@ def _square(picture, size, side, file):
 
 # ---------------------------------------------------------------- scenes
 
-SCENES = {"train": 1000, "test": 300}
+SCENES = {"train": 1000, "test": 200}
 SIDE = 64  # pixels
 THINGS = 5  # classes of the bundled photographs, besides "digit"
 MOST = 4  # things in a scene

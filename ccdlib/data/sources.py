@@ -80,7 +80,7 @@ def load_data(name: str, *, side: int = 32, n_train: int | float | None = None, 
         "folder:PATH"    train/CLASS/* and val/CLASS/*, resized to side x side and kept in memory
         "imagenet:PATH"  such a folder whose images are decoded and cropped to side x side while a network trains
         "photos"         a small one of that kind, made of three photographs
-        "scenes"         with boxes: digits and things on photographs, 64 x 64 pixels; 1,000 training and 300 test images
+        "scenes"         with boxes: digits and things on photographs, 64 x 64 pixels; 1,000 training and 200 test images
         "coco:PATH"      with boxes: COCO's folders and json, resized into squares of side x side and kept in memory
         or a reader's own row of DATASETS.
     side: pixels. n_train, seed: a stratified training subset, see Dataset.subset. device: of the tensors.

@@ -1,7 +1,7 @@
 """Training: what a run is, the loop, cohorts, the run store, several processes, and who trains what when.
 
     recipes.py, config.py  settings of runs    loop.py, ascent.py  the loop, sharpness-aware steps    cohort.py  fit
-    teachers.py, evaluate.py, checks.py  before and after    store.py, identity.py  the run store
+    teachers.py, evaluate.py, detections.py, checks.py  before and after    store.py, identity.py  the run store
     group.py  several processes that train one network
     schedule.py  cohorts side by side          forecast.py, work.py  how long, and how much
 

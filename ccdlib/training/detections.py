@@ -22,11 +22,23 @@ def average_precision(network: Detector, data: Dataset, device: torch.device) ->
 
     "accuracy" is its mean over overlaps from 0.5 to 0.95; "AP50" and "AP75" are those at one overlap.
     """
+    found = _scored(detections(network, data, device), rows_of(data.test_boxes.cpu())).compute()
+    return {name: 100 * found[key].item() for name, key in (("accuracy", "map"), ("AP50", "map_50"), ("AP75", "map_75"))}
+
+
+def precisions(found: list[dict[str, torch.Tensor]], truth: list[torch.Tensor]) -> list[float]:
+    """The precision at recalls 0, 0.01 ... 1, in 0..1, at an overlap of 0.5, averaged over the classes that there are.
+
+    found: what a network finds on each image. truth: the boxes (k, 5) of each image.
+    """
+    values = _scored(found, truth, extended_summary=True).compute()["precision"][0, :, :, 0, -1]  # (101, classes)
+    return values[:, (values >= 0).all(0)].mean(1).tolist()
+
+
+def _scored(found, truth, **options):
     from torchmetrics.detection import MeanAveragePrecision
 
-    metric = MeanAveragePrecision()
+    metric = MeanAveragePrecision(**options)
     metric.warn_on_many_detections = False
-    truth = [{"boxes": own[:, 1:], "labels": own[:, 0].long()} for own in rows_of(data.test_boxes.cpu())]
-    metric.update(detections(network, data, device), truth)
-    found = metric.compute()
-    return {name: 100 * found[key].item() for name, key in (("accuracy", "map"), ("AP50", "map_50"), ("AP75", "map_75"))}
+    metric.update(list(found), [{"boxes": own[:, 1:], "labels": own[:, 0].long()} for own in truth])
+    return metric

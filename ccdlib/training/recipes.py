@@ -15,6 +15,8 @@ SSKD_HEADS = {"milestones": (0.5, 0.75)}  # 30 and 45 of 60 epochs
 HSAKD_HEADS = {"milestones": (0.3, 0.6, 0.9)}  # 30, 60 and 90 of 100 epochs
 PLAIN = {"nesterov": False}  # as SSKD's own code has it
 SMALL = {"lr": 0.05, "weight_decay": 5e-4, "batch": 25, "epochs": 30, "clip": 10.0}
+SCENES = {"lr": 0.02, "weight_decay": 5e-4, "batch": 12, "epochs": 60, "clip": 10.0}
+COCO = {"lr": 0.02, "weight_decay": 1e-4, "batch": 16, "epochs": 24, "milestones": (16 / 24, 22 / 24), "nesterov": False}
 CIFAR10 = {"milestones": (91 / 182, 136 / 182), "statistics": "cifar100"}
 
 # The recipes of a family: FAMILY for students, FAMILY_teacher for their teachers, and FAMILY_METHOD for a method that has
@@ -48,6 +50,11 @@ RECIPES |= {
     "imagenet_teacher": IMAGENET | {"lr": 0.1, "weight_decay": 1e-4, "batch": 768, "epochs": 200},
     "imagenet_small": IMAGENET | {"lr": 0.05, "weight_decay": 5e-4, "batch": 24, "epochs": 4},
     "imagenet_small_teacher": PLAIN | {"lr": 0.05, "weight_decay": 5e-4, "batch": 24, "epochs": 6},
+    # Chosen for 64 x 64 pixels; COCO's images are larger, and its schedule is that of 24 epochs.
+    "scenes": SCENES,
+    "scenes_teacher": SCENES | {"epochs": 30},
+    "coco": COCO,
+    "coco_teacher": COCO,
     # The authors' script normalises by the statistics of CIFAR-100. We assume that its teacher was trained in the same way.
     "cifar10": CIFAR10 | {"lr": 0.1, "weight_decay": 1e-4, "batch": 64, "epochs": 182},
     "cifar10_teacher": CIFAR10 | {"lr": 0.1, "weight_decay": 1e-4, "batch": 64, "epochs": 182},

@@ -2,7 +2,8 @@
 
     rules.py  the contract and the registry VIEWS     ops.py       pixel operations, bit by bit those of Pillow
     policies.py  JDA     sampled.py  RandAugment, TrivialAugment, AutoAugment     mixes.py  Mixup, CutMix, CutMixPick; Cutout
-    crops.py, draws.py  base crop, flip, normalise    epoch.py     an epoch of images in memory; in_files.py: of images in files
+    crops.py, draws.py  base crop, flip, normalise    boxes.py     boxes, which move with the pixels
+    epoch.py  an epoch of images in memory; boxed.py: of images with boxes; in_files.py: of images in files
 
 It may import data and base, and nothing above.
 """
