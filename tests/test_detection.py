@@ -273,7 +273,7 @@ def test_a_detector_keeps_the_contract(name):
     network, x = build(name, 6, 3, seed=0).eval(), torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     output = network(x)
     assert output.logits.shape == (2, 0)
-    assert [tuple(each.shape) for each in output.feats] == [(2, 32, SIDE // s, SIDE // s) for s in network.strides]
+    assert [tuple(each.shape) for each in output.feats] == [(2, network.width, SIDE // s, SIDE // s) for s in network.strides]
     again = folded(network)(x)
     torch.testing.assert_close(again.feats, output.feats, rtol=1e-4, atol=1e-5)
     found = network.detect(x)

@@ -14,7 +14,6 @@ from torch import nn
 from ccdlib.base.registry import Subset
 from ccdlib.models.backbone import MODELS, Backbone, Initial, Output
 
-WIDTH = 32  # channels of the pyramid
 REGION = 7  # pixels of a side into which a region of a feature map is pooled
 SAMPLES = 2  # along each side of such a pixel
 ANCHOR = 6  # times its stride is the side of a level's anchors
@@ -37,29 +36,32 @@ class Regions(NamedTuple):
 class Detector(nn.Module):
     """Faster R-CNN. Called on images it gives an Output with the maps of its pyramid as `feats`, and without logits: (B, 0).
 
-    body: a Backbone whose later stages feed the pyramid. widths, strides: of these stages, in channels, and in pixels.
+    body: a Backbone whose later stages feed the pyramid. widths, strides: of these stages, in channels, and in pixels. width: of
+    the pyramid, in channels. hidden: the width of the layers that see a region.
     """
 
     detects = True
     initial = Initial(he=False)
 
-    def __init__(self, body: Backbone, widths: Sequence[int], strides: Sequence[int], classes: int):
+    def __init__(
+        self, body: Backbone, widths: Sequence[int], strides: Sequence[int], classes: int, width: int = 32, hidden: int = 64
+    ):
         from ccdlib.base.vision import torchvision
 
         super().__init__()
         detection = torchvision.models.detection
         self.stem, self.stages, self.skipped = body.stem, body.stages, len(body.stages) - len(widths)
         last = torchvision.ops.feature_pyramid_network.LastLevelMaxPool()
-        self.pyramid = torchvision.ops.FeaturePyramidNetwork(list(widths), WIDTH, last)
-        self.strides = (*strides, 2 * strides[-1])
+        self.pyramid = torchvision.ops.FeaturePyramidNetwork(list(widths), width, last)
+        self.width, self.strides = width, (*strides, 2 * strides[-1])
         sides = [(ANCHOR * stride,) for stride in self.strides]
         anchors = detection.anchor_utils.AnchorGenerator(sides, [RATIOS] * len(sides))
-        head = detection.rpn.RPNHead(WIDTH, len(RATIOS))
+        head = detection.rpn.RPNHead(width, len(RATIOS))
         counts = {"training": TRAIN_REGIONS, "testing": TEST_REGIONS}
         # Anchors are things' from an overlap of 0.7 and background below 0.3; 64 of an image are drawn, at most half things'.
         self.rpn = detection.rpn.RegionProposalNetwork(anchors, head, 0.7, 0.3, 64, 0.5, counts, counts, 0.7)
-        features = detection.faster_rcnn.TwoMLPHead(WIDTH * REGION**2, 64)
-        predictor = detection.faster_rcnn.FastRCNNPredictor(64, 1 + classes)
+        features = detection.faster_rcnn.TwoMLPHead(width * REGION**2, hidden)
+        predictor = detection.faster_rcnn.FastRCNNPredictor(hidden, 1 + classes)
         # A region is a thing's from an overlap of 0.5; a quarter of those that are drawn are things'.
         self.regions = detection.roi_heads.RoIHeads(
             self.pooled,
@@ -86,7 +88,7 @@ class Detector(nn.Module):
         return Output(maps[0].flatten(1)[:, :0], maps, F.adaptive_avg_pool2d(maps[-1], 1).flatten(1))
 
     def pooled(self, features: Features, boxes: list[torch.Tensor], sizes: list[tuple[int, int]]) -> torch.Tensor:
-        """The features (R, WIDTH, REGION, REGION) of regions, each from the level of the pyramid that fits its size.
+        """The features (R, width, REGION, REGION) of regions, each from the level of the pyramid that fits its size.
 
         This is RoIAlign with aligned pixels, by grid_sample: torchvision's is compiled where it may be missing.
         """
@@ -100,7 +102,7 @@ class Detector(nn.Module):
             x, y = (own[:, [a]] + (own[:, [a + 2]] - own[:, [a]]) * steps for a in (0, 1))  # (r, samples)
             x, y = 2 * x / width - 1, 2 * y / height - 1
             grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), 3)  # (r, samples, samples, 2)
-            regions = features["0"].new_zeros(len(own), WIDTH, REGION, REGION)
+            regions = features["0"].new_zeros(len(own), self.width, REGION, REGION)
             for j, maps in enumerate(features.values()):
                 rows = (level == j).nonzero().flatten()
                 if len(rows):
@@ -146,17 +148,20 @@ def _images(inputs):
     return torchvision.models.detection.image_list.ImageList(inputs, sizes)
 
 
-def _on(backbone: str, widths: Sequence[int], strides: Sequence[int]) -> Callable[[int, int], Detector]:
+def _on(backbone: str, widths: Sequence[int], strides: Sequence[int], **sizes: int) -> Callable[[int, int], Detector]:
     def make(classes, channels):
-        return Detector(MODELS[backbone](2, channels), widths, strides, classes)
+        return Detector(MODELS[backbone](2, channels), widths, strides, classes, **sizes)
 
     make.detects = True
     return make
 
 
+SMALL, LARGE = ((32, 64), (2, 4)), ((128, 256, 512), (8, 16, 32))  # widths and strides, for scenes and for photographs
 MODELS.update(
-    frcnn_resnet8=_on("resnet8", (32, 64), (2, 4)),
-    frcnn_resnet20=_on("resnet20", (32, 64), (2, 4)),
+    frcnn_resnet8=_on("resnet8", *SMALL),
+    frcnn_resnet20=_on("resnet20", *SMALL),
+    frcnn_resnet18=_on("resnet18", *LARGE, width=256, hidden=1024),
+    frcnn_resnet34=_on("resnet34", *LARGE, width=256, hidden=1024),
 )
 DETECTORS = Subset(MODELS, "detector", lambda row: getattr(row, "detects", False))
 BACKBONES = Subset(MODELS, "backbone", lambda row: not getattr(row, "detects", False))
