@@ -36,8 +36,8 @@ class Regions(NamedTuple):
 class Detector(nn.Module):
     """Faster R-CNN. Called on images it gives an Output with the maps of its pyramid as `feats`, and without logits: (B, 0).
 
-    body: a Backbone whose later stages feed the pyramid. widths, strides: of these stages, in channels, and in pixels. width: of
-    the pyramid, in channels. hidden: the width of the layers that see a region.
+    body: a Backbone whose later stages feed the pyramid. widths, strides: of these stages, in channels, and in pixels. width:
+    channels of the pyramid. hidden: the width of the layers that see a region.
     """
 
     detects = True
