@@ -149,8 +149,8 @@ def test_scenes_have_boxes_inside_and_little_overlap():
     data = load_data("scenes")
     assert (len(data.train_images), len(data.test_images)) == (SCENES["train"], SCENES["test"])
     assert data.class_names[-1] == "digit"
-    counts = torch.cat(rows_of(data.train_boxes))[:, 0].long().bincount(minlength=6)
-    assert counts.min() > 200
+    assert torch.equal(data.counts(), torch.cat(rows_of(data.train_boxes))[:, 0].long().bincount(minlength=6))
+    assert data.counts().min() > 200
     for boxes in (data.train_boxes, data.test_boxes):
         for own in rows_of(boxes):
             assert 1 <= len(own) <= 4

@@ -268,8 +268,8 @@ def data(name, side):
     found.check_files(whole=True)
     click.echo(f"{name}: {len(found.train_labels)} training and {len(found.test_labels)} test images, {found.classes} classes")
     click.echo(f"an image is {found.shape} (channels, height, width); mean {found.mean}, standard deviation {found.std}")
-    counts = found.train_labels.bincount(minlength=found.classes)
-    click.echo(f"training images of a class: {counts.min()} to {counts.max()}")
+    counts = found.counts()
+    click.echo(f"training {'boxes' if found.boxed else 'images'} of a class: {counts.min()} to {counts.max()}")
     click.echo(f"classes: {', '.join(found.class_names[:20])}{', ...' if found.classes > 20 else ''}")
 
 

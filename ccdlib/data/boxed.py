@@ -33,6 +33,11 @@ class Boxed(Data):
     test_boxes: torch.Tensor | None = None  # (M, K, 5)
     boxed = True
 
+    def counts(self) -> torch.Tensor:
+        """How many training boxes there are of each class: (classes,)."""
+        of_class = self.train_boxes[..., 0].flatten()
+        return of_class[of_class != NONE].long().bincount(minlength=self.classes)
+
     def chosen(self, rows: torch.Tensor) -> Self:
         """The same data with only the training images `rows` (n,)."""
         return super().chosen(rows)._replaced(train_boxes=self.train_boxes[rows.to(self.train_boxes.device)])

@@ -79,6 +79,10 @@ class Dataset:
     def check_files(self, whole: bool | None = None) -> None:
         """Raise CcdError for files that are no images; images in memory were all read when the data was loaded."""
 
+    def counts(self) -> torch.Tensor:
+        """How many training images, or boxes where images have boxes, there are of each class: (classes,)."""
+        return self.train_labels.bincount(minlength=self.classes)
+
     def examples(self, n: int) -> list[int]:
         """Test rows for figures: the first image of each of the first n classes that have test images."""
         return [int((self.test_labels == c).nonzero()[0]) for c in self.test_labels.unique()[:n]]
