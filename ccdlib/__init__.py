@@ -6,6 +6,7 @@ The words of the kit:
     policy              the ops that make an augmented image: Joint Data Augmentation (JDA)
     logits, temperature what a network says before softmax, and what softens it
     CCD                 Cosine Confidence Distillation: KD whose augmented views are weighed by the teacher's agreement
+    detector, region    a network that finds things in images; a box that it proposes, and says of which class it is
     run                 one network trained once; the run store keeps it
     cohort              runs that see the same batches and have the same teacher, and are trained together
     arm, experiment     the runs that differ in nothing but the seed; all arms of an analysis, and what is claimed of them

@@ -592,8 +592,8 @@ def test_a_notebook_whose_data_is_not_here_is_left_out_unless_it_is_named(monkey
     two = Experiment({"x": [RunConfig(), RunConfig(seed=1)]}, ())
     monkeypatch.setattr(batch.recorded, "experiment", lambda stem, values, profile: two)
     grid = Grid("paper")
-    assert grid.absent == {"07_imagenet": "imagenet:data/imagenet"}
-    assert set(grid.stems) == set(stems) - {"07_imagenet"}
+    assert grid.absent == {"07_imagenet": "imagenet:data/imagenet", "08_detection": "coco:data/coco"}
+    assert set(grid.stems) == set(stems) - {*grid.absent}
     assert "left out   07_imagenet: imagenet:data/imagenet is not on this machine" in batch.summary(grid)
     with pytest.raises(CcdError, match="there is no data/imagenet"):
         Grid("paper", ["07_imagenet"])

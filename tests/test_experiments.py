@@ -67,7 +67,8 @@ def test_every_profile_describes_its_runs_without_its_data(stem, profile):
     assert {claim.least for claim in planned.claims} <= {least, 10}
     assert planned.claims[0].least == least
     assert (asked["seeds"] >= least) == (profile != "smoke"), "smoke is never a verdict, the others always"
-    if profile.startswith("paper") and stem != "07_imagenet":  # that one: tests/test_files.py
+    # 07: tests/test_files.py, 08: tests/test_detection.py.
+    if profile.startswith("paper") and stem not in ("07_imagenet", "08_detection"):
         teacher, student = planned.arms["teacher"][0], next(c[0] for a, c in planned.arms.items() if a.startswith(("KD", "p ")))
         assert (teacher.data, teacher.epochs, teacher.lr, teacher.weight_decay, teacher.batch) == (
             "cifar100",

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -173,3 +174,12 @@ def test_wrong_requests_say_what_is_allowed():
         kd(student, Output(teacher.logits[:, :6], (), None), labels)
     with pytest.raises(CcdError, match="pass the Output of the teacher"):
         kd(student, None, labels)
+
+
+def test_dist_is_one_minus_two_correlations():
+    z_s, z_t = (torch.randn(7, 5, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    found = LOSSES["dist"](Output(z_s, (), z_s), Output(z_t, (), z_t), torch.arange(7) % 5, temperature=2.0, inter=3.0)["dist"]
+    p_s, p_t = (np.exp(z.numpy() / 2) / np.exp(z.numpy() / 2).sum(1, keepdims=True) for z in (z_s, z_t))
+    rows = np.mean([1 - np.corrcoef(p_s[i], p_t[i])[0, 1] for i in range(7)])
+    classes = np.mean([1 - np.corrcoef(p_s[:, c], p_t[:, c])[0, 1] for c in range(5)])
+    assert found.item() == pytest.approx(4 * (3 * rows + classes), rel=1e-4)

@@ -111,7 +111,7 @@ def test_the_claims_are_about_kinds_that_cost_the_same_and_about_all():
     directions = [claim.true_where for claim in planned.claims]
     assert directions[:2] == ["above 0 (Pearson's r)", "below 0 (Pearson's r)"], "of the loss, and of the accuracy"
     values = {f"{SPREAD}: JDA, p 0.3": [0.004, 0.004], f"{SPREAD}: KD + crop and flip": [0.005, 0.006]}
-    (lower,) = [claim for claim in planned.claims if "lower T. stddev than crop and flip" in claim.statement]
+    (lower,) = [claim for claim in planned.claims if "lower T. stddev than crop and flip as the second view" in claim.statement]
     assert lower.estimand.alternatives(values) == {"": [pytest.approx([[1.0, 2.0]][0])]}
     assert "rotation" in smoke(views=["rotation", "none", "raw"]).facts, "any row of VIEWS"
 
@@ -121,6 +121,7 @@ def test_the_claims_are_about_kinds_that_cost_the_same_and_about_all():
     [
         ({"views": ["cutuot"]}, "unknown kind of views in `views` 'cutuot'. Did you mean 'cutout'"),
         ({"views": ["flip", "flip"]}, "name each kind of views once"),
+        ({"views": ["none", "crop and flip"]}, "name each kind of views once"),
         ({"views": ["flip"], "sweep_p": [0.3]}, "needs at least three of them"),
         ({"sweep_p": [0.3, 1.3]}, "sweep_p holds 1.3"),
     ],

@@ -237,7 +237,7 @@ def test_recipes_are_the_papers():
     assert RECIPES["paper"] == {"lr": 0.1, "weight_decay": 1e-4, "batch": 128, "epochs": 240}
     assert RECIPES["paper_teacher"]["weight_decay"] == 5e-4
     for name in RECIPES:  # of networks trained alone and jointly, and of SSKD's own code
-        wanted = not name.startswith(("imagenet", "small_sskd", "paper_sskd"))
+        wanted = not name.startswith(("imagenet", "coco", "small_sskd", "paper_sskd"))
         assert RunConfig(**RECIPES[name] | {"settings": {}}).nesterov == wanted, name
     assert RECIPES["hsakd_teacher"] == {"lr": 0.05, "weight_decay": 5e-4, "batch": 64, "epochs": 240}
     assert RECIPES["hsakd_light"] == RECIPES["hsakd"] | {"lr": 0.01}
@@ -638,7 +638,7 @@ def test_cuda_asked_for_and_absent():
         ({"method": "ccd", "views": "cutmixpick", "teacher": TEACHER}, "give 2 that are not an original and its twin"),
         (
             {"method": "hsakd", "views": "rotation", "teacher": teacher_of_method("hsakd", TEACHER)},
-            "turns every view by 0, 90, 180 and 270 degrees itself.* Allowed views: raw, none",
+            "turns every view by 0, 90, 180 and 270 degrees itself.* Allowed views: raw, flip, none",
         ),
         (
             {"method": "hsakd", "teacher": TEACHER},

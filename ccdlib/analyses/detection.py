@@ -1,12 +1,10 @@
 """08: does augmentation help distillation in object detection, too?"""
 
-from ccdlib.analyses.common import EPOCHS, needs_of, students_of, teachers_of
+from ccdlib.analyses.common import COMPUTE, EPOCHS, needs_of, students_of, teachers_of
 from ccdlib.analyses.experiment import EXPERIMENTS, Experiment, Parameters
 from ccdlib.base.registry import CcdError
 from ccdlib.data.sources import source_of
 from ccdlib.evidence.stats import equivalent, more
-
-COMPUTE = "equal compute"  # of the students: as many images seen
 
 
 @EXPERIMENTS.add("08_detection")
@@ -33,6 +31,7 @@ def detection(p: Parameters) -> Experiment:
         "KD, twice the epochs": students(epochs=2 * p["student_epochs"], **kd),
         "KD + JDA": students(**kd, **views),
         "CCD, paired": students(**ccd),
+        "CCD, paired, all weights 1": students(**ccd, settings={"weight": "none"}),
         "CCD, released": students(**ccd, settings={"pairing": "released"}),
         "DIST": students(**dist),
         "DIST + JDA": students(**dist, **views),
@@ -47,7 +46,11 @@ def _claims(p):
     yield more("(f)", f"JDA helps KD of regions more than twice the epochs, at {COMPUTE}", "KD + JDA", longer, **how)
     yield more("(f)", f"JDA helps a detector without a teacher, at {EPOCHS}", "student alone + JDA", "student alone", **how)
     yield more("(f)", f"JDA helps DIST, at {EPOCHS}", "DIST + JDA", "DIST", **how)
+    plain = "CCD, paired, all weights 1"
     yield more("(f)", f"CCD of paired regions is better than KD + JDA, at {EPOCHS}", "CCD, paired", "KD + JDA", **how)
+    yield more(
+        "(f)", f"the weight of CCD helps: it is better than with all weights 1, at {EPOCHS}", "CCD, paired", plain, **how
+    )
     yield more("(f)", "CCD of paired regions is better than of even and odd rows", "CCD, paired", "CCD, released", **how)
     words = "CCD of paired regions and of even and odd rows differ by nothing that matters"
     yield equivalent("(f)", words, "CCD, paired", "CCD, released", p["margin"], least=how["least"])

@@ -17,6 +17,7 @@ ONE = {"identity": "raw", "flip": "flip", "crop and flip": "none"}  # arm: views
 MIXED = {"Mixup": "mixup", "CutMix": "cutmix", "CutMixPick": "cutmixpick"}
 TWO = {CROP: "base", "Cutout": "cutout", "AutoAugment": "autoaugment", "RandAugment": "randaugment"}
 TWO |= {"TrivialAugment": "trivialaugment"} | MIXED
+SAID = {CROP: "crop and flip as the second view"}
 COMPARED = "CutMixPick"  # the best of those that were published
 
 
@@ -38,7 +39,7 @@ def predict_from_teacher(p: Parameters) -> Experiment:
         if name not in known and name not in VIEWS:
             raise unknown("kind of views in `views`", name, [*known, *VIEWS])
         add(name, views=known.get(name, name))
-    if len(facts) < len(p["views"]):
+    if len({known.get(name, name) for name in p["views"]}) < len(p["views"]):
         raise CcdError(f"views = {p['views']}: name each kind of views once")
     for fires in sweep_of(p, "sweep_p", (int, float), 0, 1, least=1):
         add(jda(fires), views=p["policy"], p=fires)
@@ -74,7 +75,7 @@ def _claims(p, facts):
     ours = jda(policy_named(p["policy"]).p)
     for other in (CROP, COMPARED):
         if {ours, other} <= facts.keys():
-            yield _lower(f"JDA has a lower {SPREAD} than {other.removeprefix('KD + ')}", ours, other, few)
+            yield _lower(f"JDA has a lower {SPREAD} than {SAID.get(other, other)}", ours, other, few)
     if {ours, COMPARED} <= facts.keys():
         yield more(SPREAD, f"JDA is better than {COMPARED}, at {EPOCHS}", ours, COMPARED, **needs_of(p))
 
@@ -89,12 +90,13 @@ def predicted(run: Result) -> dict[str, float]:
     """T. stddev of a student's views, from its teacher alone, and the student's mean cross entropy on the test set.
 
     The views are made of all training images, as the few that a student sees would be in every group again. Keys: SPREAD, a
-    standard deviation of probabilities over GROUPS groups, and LOSS, in nats.
+    standard deviation of probabilities over GROUPS groups (or as many as the training has epochs, if these are fewer, as in
+    tests), and LOSS, in nats.
     """
     config, device = run.config.but(n_train=None), best_device()
     own, data = (data_of(each).to(device) for each in (run.config, config))
-    teacher, student = network_of(config.teacher, data).to(device), run.model().to(device)
-    groups = min(GROUPS, max(2, config.epochs))  # few for the shortest trainings, which are tests
+    teacher, student = network_of(config.teacher, data, show="none").to(device), run.model().to(device)
+    groups = min(GROUPS, max(2, config.epochs))
     return {
         SPREAD: teacher_stddev(teacher, config, data, groups),
         LOSS: evaluate(student, own, device, precision="float32")["loss"],

@@ -209,10 +209,11 @@ def methods():
         settings = ", ".join(f"{key}={default!r}" for key, default in settings_of(name).items())
         needs = f"teacher trained by {method.teacher_method}" if method.teacher_method else f"teacher {method.teacher}"
         facts = [needs] + ["rotates every view itself"] * method.rotates + ["hard labels only"] * method.hard_labels
+        facts += ["trains detectors, on images with boxes"] * method.detects
         click.echo(f"{name}  {' '.join(about.split())}\n    {'; '.join(facts)}\n    {settings or 'no settings'}")
 
 
-@cli.command(short_help="All backbones, with their sizes.", epilog="Example: ccd models --classes 10")
+@cli.command(short_help="All networks, with their sizes.", epilog="Example: ccd models --classes 10")
 @click.option(
     "--classes",
     type=click.IntRange(2, 1_000_000),
@@ -222,7 +223,7 @@ def methods():
 )
 @click.option("--side", type=click.IntRange(32, 4096), default=32, show_default=True, help="Side of the images in pixels.")
 def models(classes, side):
-    """List the backbones: parameters, and multiply-adds of one image."""
+    """List the networks: parameters, and multiply-adds of one image, of a detector without those of its regions."""
     for name in MODELS:
         parameters, macs = model_size(name, classes, side)
         click.echo(f"{name:16} {parameters:>12,} parameters  {macs / 1e6:>9,.1f} million multiply-adds")

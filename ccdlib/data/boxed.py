@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -48,18 +49,20 @@ class Boxed(Data):
         return super().to(device)._replaced(**moved)
 
 
-class Annotated(NamedTuple):
+class Split(NamedTuple):
     """A split as it is read: square images, and the boxes of each image."""
 
     images: np.ndarray  # (N, 3, side, side) uint8
     boxes: list[np.ndarray]  # for each image (k, 5) float32
 
 
-def with_boxes(name: str, splits: Mapping[str, Annotated], class_names: Sequence[str], flip: bool = True) -> Boxed:
-    """The Boxed of the two SPLITS."""
+def with_boxes(name: str, splits: Mapping[str, Split], class_names: Sequence[str], flip: bool = True) -> Boxed:
+    """The Boxed of the two SPLITS. Errors: CcdError for a split without any box."""
     parts = {}
     for split in SPLITS:
         images, boxes = splits[split]
+        if not any(map(len, boxes)):
+            raise CcdError(f"the {split} images of {name} have no boxes at all; annotate some of them")
         labels = np.array([int(own[0, 0]) if len(own) else 0 for own in boxes], dtype=np.int64)
         parts |= {f"{split}_images": images, f"{split}_labels": labels}
     plain = in_memory(name, parts, tuple(class_names), flip)
@@ -69,6 +72,38 @@ def with_boxes(name: str, splits: Mapping[str, Annotated], class_names: Sequence
         digest.update(repr(tuple(boxes.shape)).encode() + boxes.numpy().tobytes())
     fields = {key: getattr(plain, key) for key in plain.__dataclass_fields__}
     return Boxed(**fields | packed | {"pad": 0, "fingerprint": digest.hexdigest()})
+
+
+def checked(made: Any, where: str) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """What a reader's own function returned, ({"train": (images, boxes), "test": ...}, class names), as Splits and names.
+
+    Images are uint8 (N, 3, S, S); for each there is an array (k, 5) of class, left, top, right, bottom. where: for messages.
+    Errors: CcdError for anything else, for boxes outside of their images, and for classes that there are not.
+    """
+    try:
+        splits, names = made
+        found = {split: Split(np.asarray(splits[split][0]), _rows(splits[split][1])) for split in SPLITS}
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise CcdError(
+            f"data set {where!r} did not return images and boxes ({error!r}); return ({{'train': (images, boxes), 'test': "
+            "(images, boxes)}, class names), with an array (k, 5) of class, left, top, right, bottom for each image"
+        ) from error
+    for split, (images, boxes) in found.items():
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) != len(boxes):
+            raise CcdError(
+                f"the {split} images of {where} are {images.dtype} {images.shape} with {len(boxes)} lists of boxes; give uint8 "
+                "(N, 3, height, width), and boxes for each image"
+            )
+        for k, own in enumerate(boxes):
+            low, high = own[:, 1:3], own[:, 3:5]
+            inside = (low >= 0).all() and (low < high).all() and (high <= [images.shape[3], images.shape[2]]).all()
+            if not (inside and (own[:, 0] >= 0).all() and (own[:, 0] < len(names)).all()):
+                raise CcdError(f"a box of {split} image {k} of {where} is not inside of it, or is of no class: {own.tolist()}")
+    return found, tuple(map(str, names))
+
+
+def _rows(boxes):
+    return [np.asarray(own, dtype=np.float32).reshape(-1, 5) for own in boxes]
 
 
 def _packed(boxes):
@@ -83,13 +118,14 @@ def _packed(boxes):
 # ---------------------------------------------------------------- COCO's folders
 
 
-def coco(path: Path, side: int) -> tuple[dict[str, Annotated], tuple[str, ...]]:
+def coco(path: Path, side: int) -> tuple[dict[str, Split], tuple[str, ...]]:
     """The images and boxes of a folder laid out like COCO, resized so that the longer edge has `side` pixels.
 
     It holds instances_NAME.json, or annotations/instances_NAME.json, and the images in NAME/, where NAME begins with "train",
-    and another with "val", which is tested on. Crowds are left out. Errors: CcdError for a folder of another structure, for a
-    json that cannot be read or lacks a part, and for an annotation whose class or image is unknown, whose box is outside of its
-    image or has no area, with its file and id; and for an image that is missing or damaged.
+    and another with "val", which is tested on. Crowds are left out, and, with a warning that names them, boxes without area, of
+    which COCO itself has two. Errors: CcdError for a folder of another structure, for a json that cannot be read or lacks a
+    part, and for an annotation whose class or image is unknown, or whose box is not inside of its image, with its file and id;
+    and for an image that is missing or damaged.
     """
     check_side(side, path)
     found, names = {}, None
@@ -99,13 +135,19 @@ def coco(path: Path, side: int) -> tuple[dict[str, Annotated], tuple[str, ...]]:
         if names is not None and own != names:
             raise CcdError(f"{file} has the classes {', '.join(own)}, the training images {', '.join(names)}; make them equal")
         folder, names = path / file.stem.removeprefix("instances_"), own
-        pictures, boxes = [], []
-        for picture, size, around in listed:
-            pictures.append(_square(folder / picture, size, side, file))
+        images, boxes = np.empty((len(listed), 3, side, side), np.uint8), []
+        for image, (picture, size, around) in zip(images, listed, strict=True):
+            image[:] = _square(folder / picture, size, side, file).transpose(2, 0, 1)
             scale = side / max(size)
             boxes.append(np.array([(c, *(scale * edge for edge in box)) for c, box in around], np.float32).reshape(-1, 5))
-        found[split] = Annotated(np.stack(pictures).transpose(0, 3, 1, 2), boxes)
+        found[split] = Split(images, boxes)
     return found, names
+
+
+def sizes_of_coco(path: Path) -> tuple[int, int, int]:
+    """The numbers of classes, channels and training images of such a folder, without decoding an image; errors as coco()."""
+    listed, names = _listed(_annotations(path, "train"))
+    return len(names), 3, len(listed)
 
 
 def _annotations(path, begins):
@@ -133,7 +175,7 @@ def _listed(file):
         raise CcdError(
             f"{file} cannot be read as annotations of COCO ({type(error).__name__}: {error}); give its json"
         ) from error
-    places, around = {key: k for k, key in enumerate(names)}, {key: [] for key in images}
+    places, around, empty = {key: k for k, key in enumerate(names)}, {key: [] for key in images}, []
     for key, image, category, (left, top, width, height) in rows:
         why = None
         if image not in images:
@@ -142,13 +184,18 @@ def _listed(file):
             why = f"its category_id {category} is not among the categories"
         else:
             wide, high = images[image][1]
-            if not (width > 0 and height > 0):
-                why = f"its box has no area: width {width:g}, height {height:g}"
-            elif left < 0 or top < 0 or left + width > wide + 0.5 or top + height > high + 0.5:
+            if 0 in (width, height):
+                empty.append(key)
+                continue
+            inside = 0 <= left <= left + width <= wide + 0.5 and 0 <= top <= top + height <= high + 0.5
+            if not inside:  # or no number
                 why = f"its box [{left:g}, {top:g}, {width:g}, {height:g}] is not inside of its image of {wide} x {high} pixels"
         if why:
             raise CcdError(f"annotation {key} of {file}: {why}; correct or remove it")
         around[image].append((places[category], (left, top, left + width, top + height)))
+    if empty:
+        said = ", ".join(map(str, empty[:9])) + ", ..." * (len(empty) > 9)
+        warnings.warn(f"{file}: the boxes of annotations {said} have no area and are left out", stacklevel=2)
     if len(names) < 2 or not images:
         raise CcdError(f"{file} has {len(names)} classes and {len(images)} images; give at least two classes and one image")
     return [(*images[key], around[key]) for key in images], tuple(names.values())
@@ -179,7 +226,7 @@ MOST = 4  # things in a scene
 SIZES = (16, 28)  # pixels, the smallest and largest side of a thing
 
 
-def scenes(path: Path | None = None, side: int | None = None) -> tuple[dict[str, Annotated], tuple[str, ...]]:
+def scenes(path: Path | None = None, side: int | None = None) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Small scenes: one to four digits and things, without much overlap, on photographs of other things.
 
     Everything comes from the bundled photographs and digits, and from a fixed seed; the parts of test scenes are test images.
@@ -193,7 +240,7 @@ def scenes(path: Path | None = None, side: int | None = None) -> tuple[dict[str,
         around = images[labels >= THINGS]
         parts = [*(images[labels == c] for c in range(THINGS)), digits[f"{split}_images"]]
         made = [_scene(rng, around, parts) for _ in range(SCENES[split])]
-        found[split] = Annotated(np.stack([image for image, _ in made]), [boxes for _, boxes in made])
+        found[split] = Split(np.stack([image for image, _ in made]), [boxes for _, boxes in made])
     return found, (*names[:THINGS], "digit")
 
 

@@ -24,7 +24,7 @@ class Sizes(NamedTuple):
     side: int | None = None  # pixels; None where images are resized to the side that a run asks for
 
 
-IMAGENET = Sizes(1000, 3, 1_281_167)  # assumed in a plan where imagenet:PATH is on another machine
+IMAGENET, COCO = Sizes(1000, 3, 1_281_167), Sizes(80, 3, 118_287)
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,12 @@ class Source:
     takes_path: bool = False  # whether its name is "name:PATH"
     resized: bool = False  # whether images are resized to side x side pixels
     in_files: bool = False  # whether images are decoded while a network trains
-    boxed: bool = False  # whether images have boxes; `load` then returns (the two splits, each an Annotated, class names)
+    boxed: bool = False  # whether images have boxes; `load` then returns ({"train": Split, "test": Split}, class names)
     flip: bool = True  # whether base views are flipped left to right
     statistics: tuple | None = None  # (mean, std) by channel, where the literature fixes them
     sizes: Sizes | None = None  # where they are known without the images
+    elsewhere: Sizes | None = None  # assumed in a plan where its path is on another machine
+    measure: Callable[[Path], tuple[int, int, int]] | None = None  # classes, channels and images of a path, without decoding
     about: str = ""  # a line for `ccd data`
     larger: Callable[[], np.ndarray] | None = None  # see Data
 
@@ -53,6 +55,8 @@ def _row(name: str, load: Callable | Source, **options) -> Source:
 
     def loaded(path, side):
         made = load(side) if asked else load()
+        if options["boxed"]:
+            return boxed.checked(made, name)
         try:
             given, names = made if isinstance(made, tuple) else (made, None)
             given = {key: np.asarray(given[key]) for key in ARRAYS}
@@ -89,7 +93,7 @@ def load_data(name: str, *, side: int = 32, n_train: int | float | None = None, 
     source, path = source_of(name)
     if not str(device).startswith(("cpu", "cuda")):
         raise CcdError(f"device = {device!r}: allowed are 'cpu' and 'cuda'")
-    data = _load(name, side, _stamp(name, path, source.in_files))
+    data = _load(name, side, _stamp(name, path, source))
     if n_train is not None:
         data = data.subset(n_train, seed)
     return data.to(device)
@@ -123,25 +127,30 @@ def sizes_of(name: str) -> Sizes:
     source, path = source_of(name)
     if source.sizes:
         return source.sizes
-    if source.in_files and path is not None and not path.exists():
-        return IMAGENET
+    if source.elsewhere and path is not None and not path.exists():
+        return source.elsewhere
+    if source.measure:
+        return Sizes(*source.measure(path))
     data = load_data(name)
     return Sizes(data.classes, data.channels, len(data.train_labels), None if source.resized else data.shape[-1])
 
 
-def _stamp(name, path, folders_only=False):
+def _stamp(name, path, source):
     """A value that changes when the files or a reader's loader do, so that no outdated data set is taken from the cache.
 
-    folders_only: look at the class folders and not at each file, of which there are too many.
+    Of images in files, and of COCO, only the folders are looked at, and not each file, of which there are too many.
     """
     if path is None:
         added = DATASETS.added.get(name)
         return added and added.digest()
     if not path.exists():
-        raise CcdError(f"there is no {path}; give an existing file (npz:PATH) or folder (folder:PATH, imagenet:PATH)")
-    found = [path, *sorted(path.glob("*/*") if folders_only else path.rglob("*"))] if path.is_dir() else [path]
+        raise CcdError(f"there is no {path}; give an existing file (npz:PATH) or folder (folder:, imagenet:, coco:PATH)")
+    within = "*/*" if source.in_files else "[!.]*" if source.boxed else None
+    found = sorted(path.glob(within)) if within else sorted(path.rglob("*"))
+    if source.boxed:
+        found += sorted(path.glob("annotations/*"))
     try:
-        return hash(tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in found))
+        return hash(tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in (path, *found)))
     except OSError as error:
         raise CcdError(f"{error.filename} cannot be read ({error.strerror}); repair or remove it") from error
 
@@ -173,14 +182,17 @@ DATASETS.update(
     imagenet=Source(
         files.image_folder,
         takes_path=True,
+        elsewhere=IMAGENET,
         resized=True,
         in_files=True,
         about="train/CLASS/* and val/CLASS/*, decoded and cropped in training",
     ),
-    scenes=Source(boxed.scenes, boxed=True, flip=False, sizes=Sizes(6, 3, 1000, 64)),
+    scenes=Source(boxed.scenes, boxed=True, sizes=Sizes(6, 3, 1000, 64)),
     coco=Source(
         boxed.coco,
         takes_path=True,
+        elsewhere=COCO,
+        measure=boxed.sizes_of_coco,
         resized=True,
         boxed=True,
         about="with boxes: instances_train*.json, instances_val*.json, images in train*/ and val*/; resized, kept in memory",

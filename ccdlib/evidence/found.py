@@ -15,13 +15,13 @@ from ccdlib.views.boxes import rows_of
 Boxes = Sequence[torch.Tensor]  # for each image (k, 5): class, left, top, right, bottom
 
 
-def with_boxes(rows: Mapping[str, tuple[torch.Tensor, Boxes]], names: Sequence[str]) -> Figure:
+def pictures(rows: Mapping[str, tuple[torch.Tensor, Boxes]], names: Sequence[str]) -> Figure:
     """Draw rows of images with their boxes: {label: (images (n, C, H, W) uint8, boxes)}, of classes with these names."""
     style()
     n = max(len(images) for images, _ in rows.values())
     figure, axes = plt.subplots(len(rows), n, figsize=(1.9 * n, 2.1 * len(rows)), layout="constrained", squeeze=False)
     for line, (label, (images, boxes)) in zip(axes, rows.items(), strict=True):
-        for ax, image, own in zip(line, images, boxes, strict=True):
+        for ax, image, own in zip(line, images, boxes, strict=False):  # a row may be shorter
             ax.imshow(image.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="nearest")
             for c, left, top, right, bottom in own[:, :5].tolist():
                 colour = f"C{int(c) % 10}"
@@ -34,11 +34,11 @@ def with_boxes(rows: Mapping[str, tuple[torch.Tensor, Boxes]], names: Sequence[s
     return figure
 
 
-def said(found: Sequence[Mapping[str, torch.Tensor]], least: float = 0.5) -> list[torch.Tensor]:
+def sure(found: Sequence[Mapping[str, torch.Tensor]], least: float = 0.5) -> list[torch.Tensor]:
     """The boxes (k, 5) of things that a network found with a score of at least `least`; see Detector.detect."""
-    sure = [each["scores"] >= least for each in found]
+    known = [each["scores"] >= least for each in found]
     return [
-        torch.cat([each["labels"][own, None].float(), each["boxes"][own]], 1) for each, own in zip(found, sure, strict=True)
+        torch.cat([each["labels"][own, None].float(), each["boxes"][own]], 1) for each, own in zip(found, known, strict=True)
     ]
 
 

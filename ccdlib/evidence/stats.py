@@ -105,7 +105,7 @@ def collapsed(accuracies: Sequence[float], chance: float) -> list[int]:
     """The places in `accuracies` of an arm's runs that collapsed.
 
     A run collapsed where it lies less than half as far above `chance` as the best run of the arm, if that lies at least ten
-    points above. The rule also works where most runs of an arm collapsed. accuracies, chance (100 / classes): in percent.
+    points above. The rule also works where most runs of an arm collapsed. accuracies, chance (of guessing): in percent.
     """
     best = max(accuracies) - chance
     return [k for k, accuracy in enumerate(accuracies) if best >= 10 and accuracy - chance < best / 2]
@@ -113,7 +113,7 @@ def collapsed(accuracies: Sequence[float], chance: float) -> list[int]:
 
 def collapsed_seeds(runs: Sequence[Result]) -> list[int]:
     """The seeds of an arm's runs that collapsed, see collapsed()."""
-    return [runs[k].config.seed for k in collapsed([run.accuracy for run in runs], 100 / runs[0].classes)]
+    return [runs[k].config.seed for k in collapsed([run.accuracy for run in runs], runs[0].chance)]
 
 
 def said_of_collapse(seeds: Sequence[int] | None) -> str:

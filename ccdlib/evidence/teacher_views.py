@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ccdlib.base.arithmetic import exact
 from ccdlib.base.devices import best_device
 from ccdlib.base.streams import stream
 from ccdlib.data.memory import Data
@@ -81,6 +82,7 @@ def teacher_stddev(teacher: Backbone, config: RunConfig, data: Data, groups: int
     result is the standard deviation of these means over `groups` groups, class by class, averaged over the classes. teacher: on
     the device of `data`. config: of the student; its epochs are gone through, from the first, until there are so many groups.
     """
+    exact(data.train_labels.device)
     teacher, halves, each = folded(teacher.eval()), ([], []), rows // 2
     for answers in _answers(teacher, config, data):
         for half, p in zip(halves, answers, strict=True):

@@ -166,7 +166,7 @@ class Analysis:
         accuracies = {arm: [run.accuracy for run in runs] for arm, runs in results.items()} | self.measures
         declared = self._planned().claims
         first = next(iter(results.values()))
-        self.claims = [claim.judge(accuracies, 100 / first[0].classes) for claim in declared]
+        self.claims = [claim.judge(accuracies, first[0].chance) for claim in declared]
         for claim, verdict in zip(self.claims, stats.corrected(self.claims), strict=True):
             claim["corrected"] = verdict
             claim["collapsed"] = {arm: [first[k].config.seed for k in places] for arm, places in claim["collapsed"].items()}

@@ -190,7 +190,7 @@ def _absolute(data):
     found = path if path.exists() else paths.ROOT / path
     if not found.exists():
         raise CcdError(
-            f"there is no {path} (data {data!r}); give an existing file (npz:PATH) or folder (folder:PATH, imagenet:PATH)"
+            f"there is no {path} (data {data!r}); give an existing file (npz:PATH) or folder (folder:, imagenet:, coco:PATH)"
         )
     return f"{data.partition(':')[0]}:{found.resolve()}"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ccdlib.analyses.experiment import experiment
 from ccdlib.base import paths
 from ccdlib.base.files import write_whole
-from ccdlib.data.sources import sizes_of
+from ccdlib.data.sources import sizes_of, source_of
 from ccdlib.evidence.estimands import arm_of
 from ccdlib.evidence.forest import forest
 from ccdlib.evidence.stats import brief, corrected, said_of_collapse
@@ -44,7 +44,8 @@ def judged(result: dict) -> list[dict]:
     asked = profile_parameters(find(result["notebook"]), result["profile"]) | result["parameters"]
     plan = experiment(result["notebook"], asked)
     accuracies = {row["arm"]: row["accuracies"] for row in result["table"]} | result.get("measures", {})
-    seeds, chance = max((row["seeds"] for row in result["table"]), key=len), 100 / sizes_of(asked["data"]).classes
+    seeds = max((row["seeds"] for row in result["table"]), key=len)
+    chance = 0.0 if source_of(asked["data"])[0].boxed else 100 / sizes_of(asked["data"]).classes
     claims = []
     for declared in plan.claims:
         arms = declared.estimand.arms

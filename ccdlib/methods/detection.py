@@ -32,6 +32,7 @@ class Detection(Method):
 
     teacher = "none"
     detects = True
+    hard = ("ce", "box", "proposals")
 
     def __init__(self, given: Given):
         super().__init__(given)
@@ -65,7 +66,7 @@ class Detection(Method):
         """A context in which torchvision, which draws from the global generators, draws by the seed and the step."""
         devices = [batch.inputs.device] if batch.inputs.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(stream(self.seed, "regions", *batch.step, batch.of[0]).initial_seed())
+            torch.manual_seed(stream(self.seed, "regions", *batch.step).initial_seed())
             yield
 
 
@@ -139,32 +140,34 @@ class DetectionCCD(DetectionKD):
         """The terms of the loss."""
         student = _full(student)
         terms, regions = self.own(student, batch)
-        theirs = self.taught(teacher, regions.boxes, batch)
-        if self.pairing == "released":
-            rows = len(theirs) // 2 * 2
-            order = torch.cat([torch.arange(0, rows, 2), torch.arange(1, rows, 2)]).to(theirs.device)
-            ours, theirs, labels = (each[order] for each in (regions.logits, theirs, regions.labels))
-        else:
-            ours, theirs, labels = self._pairs(student, teacher, regions, theirs, batch)
+        pairs = self._paired if self.pairing == "paired" else self._released
+        ours, theirs, labels = pairs(student, teacher, regions, batch)
         if not len(labels):  # no region of an original lies on its twin
             return terms | {"kd": 0 * terms["ce"]}
         how = {"temperature": self.temperature, "weight": self.weight}
         return terms | {"kd": LOSSES["ccd"](_output(ours), _output(theirs), labels, **how)["kd"]}
 
-    def _pairs(self, student, teacher, regions, theirs, batch):
-        """Both networks' logits of [regions of originals; the same on their twins], and the labels of both."""
+    def _released(self, student, teacher, regions, batch):
+        """Both networks' logits of [even rows; odd rows] of all drawn regions, and their labels."""
+        order = torch.arange(len(regions.labels) // 2 * 2, device=regions.labels.device).view(-1, 2).T.flatten()
+        theirs = self.taught(teacher, regions.boxes, batch)
+        return regions.logits[order], theirs[order], regions.labels[order]
+
+    def _paired(self, student, teacher, regions, batch):
+        """Both networks' logits of [regions of originals; the same regions on their twins], and the labels of both."""
         n, (height, width) = batch.sizes[0], _size(batch)
-        kept, there = [], []
+        here, there, rows, first = [], [], [], 0
         for own, moves in zip(regions.boxes[:n], batch.moves[n:], strict=True):
             placed = moved(F.pad(own.detach(), (1, 0))[None], moves[None].double(), height, width)[0]
-            kept.append(placed[:, 0] != NONE)
-            there.append(placed[kept[-1], 1:])
-        rows = torch.cat(kept).nonzero().flatten()
-        there = [own[:0] for own in regions.boxes[:n]] + there
-        ours = self._networks[0].said(student, there, (height, width))[0]
-        twins = self.taught(teacher, there, batch)
-        labels = regions.labels[rows]
-        return torch.cat([regions.logits[rows], ours]), torch.cat([theirs[rows], twins]), labels.repeat(2)
+            kept = (placed[:, 0] != NONE).nonzero().flatten()
+            here.append(own[kept])
+            there.append(placed[kept, 1:])
+            rows.append(first + kept)
+            first += len(own)
+        rows, empty = torch.cat(rows), [own[:0] for own in there]
+        ours = self._networks[0].said(student, empty + there, (height, width))[0]
+        theirs = self.taught(teacher, here + there, batch)  # the originals' first, as the batch has them
+        return torch.cat([regions.logits[rows], ours]), theirs, regions.labels[rows].repeat(2)
 
 
 def _size(batch):

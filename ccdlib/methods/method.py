@@ -52,8 +52,9 @@ class Method(nn.Module):
     teacher: whether a method has one. teacher_method: the method that must have trained the teacher, because its heads are
     needed (None: any). freezes: where there is a teacher, the network is a frozen copy of it and only heads are trained.
     rotates: every view is seen at four rotations. hard_labels: mixed labels are refused. pairs: an image has exactly two views,
-    an original and its twin. detects: it trains detectors, on images with boxes. keeps: the heads are stored with the run.
-    initial: how the weights of the heads are drawn. half: whether the networks compute in bfloat16; the loop sets it.
+    an original and its twin. detects: it trains detectors, on images with boxes. hard: the terms that need no teacher, which a
+    warm-up leaves as they are. keeps: the heads are stored with the run. initial: how the weights of the heads are drawn. half:
+    whether the networks compute in bfloat16; the loop sets it.
     """
 
     teacher: Literal["needed", "none", "optional"] = "needed"
@@ -63,6 +64,7 @@ class Method(nn.Module):
     hard_labels: bool = True
     pairs: bool = False
     detects: bool = False
+    hard: tuple[str, ...] = ("ce",)
     keeps: bool = False
     initial: Initial = HE
     half: bool = False

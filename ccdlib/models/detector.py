@@ -16,9 +16,7 @@ from ccdlib.models.backbone import MODELS, Backbone, Initial, Output
 
 REGION = 7  # pixels of a side into which a region of a feature map is pooled
 SAMPLES = 2  # along each side of such a pixel
-ANCHOR = 6  # times its stride is the side of a level's anchors
 RATIOS = (0.5, 1.0, 2.0)  # height to width of anchors
-TEST_REGIONS, TRAIN_REGIONS, SAMPLED = 50, 100, 32  # of an image: proposed in testing, in training, and drawn for the loss
 
 Features = dict[str, torch.Tensor]
 
@@ -33,35 +31,47 @@ class Regions(NamedTuple):
     offsets: torch.Tensor  # (R, 4 (1 + classes))
 
 
+class Scale(NamedTuple):
+    """The sizes of a detector. The defaults are for scenes, of 64 pixels and a few things."""
+
+    width: int = 32  # channels of the pyramid
+    hidden: int = 64  # of the layers that see a region
+    anchor: int = 6  # times its stride is the side of a level's anchors
+    anchors: int = 64  # of an image that are drawn for the loss
+    proposed: int = 100  # regions of an image in training, and half of them in testing
+    drawn: int = 32  # of these regions for the loss
+    found: int = 30  # things of an image at most
+
+
+SCENES = Scale()
+
+
 class Detector(nn.Module):
     """Faster R-CNN. Called on images it gives an Output with the maps of its pyramid as `feats`, and without logits: (B, 0).
 
-    body: a Backbone whose later stages feed the pyramid. widths, strides: of these stages, in channels, and in pixels. width:
-    channels of the pyramid. hidden: the width of the layers that see a region.
+    body: a Backbone whose later stages feed the pyramid. widths, strides: of these stages, in channels, and in pixels.
     """
 
     detects = True
     initial = Initial(he=False)
 
-    def __init__(
-        self, body: Backbone, widths: Sequence[int], strides: Sequence[int], classes: int, width: int = 32, hidden: int = 64
-    ):
+    def __init__(self, body: Backbone, widths: Sequence[int], strides: Sequence[int], classes: int, scale: Scale = SCENES):
         from ccdlib.base.vision import torchvision
 
         super().__init__()
         detection = torchvision.models.detection
         self.stem, self.stages, self.skipped = body.stem, body.stages, len(body.stages) - len(widths)
         last = torchvision.ops.feature_pyramid_network.LastLevelMaxPool()
-        self.pyramid = torchvision.ops.FeaturePyramidNetwork(list(widths), width, last)
-        self.width, self.strides = width, (*strides, 2 * strides[-1])
-        sides = [(ANCHOR * stride,) for stride in self.strides]
+        self.pyramid = torchvision.ops.FeaturePyramidNetwork(list(widths), scale.width, last)
+        self.scale, self.strides = scale, (*strides, 2 * strides[-1])
+        sides = [(scale.anchor * stride,) for stride in self.strides]
         anchors = detection.anchor_utils.AnchorGenerator(sides, [RATIOS] * len(sides))
-        head = detection.rpn.RPNHead(width, len(RATIOS))
-        counts = {"training": TRAIN_REGIONS, "testing": TEST_REGIONS}
-        # Anchors are things' from an overlap of 0.7 and background below 0.3; 64 of an image are drawn, at most half things'.
-        self.rpn = detection.rpn.RegionProposalNetwork(anchors, head, 0.7, 0.3, 64, 0.5, counts, counts, 0.7)
-        features = detection.faster_rcnn.TwoMLPHead(width * REGION**2, hidden)
-        predictor = detection.faster_rcnn.FastRCNNPredictor(hidden, 1 + classes)
+        head = detection.rpn.RPNHead(scale.width, len(RATIOS))
+        counts = {"training": scale.proposed, "testing": scale.proposed // 2}
+        # Anchors are things' from an overlap of 0.7 and background below 0.3; of those that are drawn at most half are things'.
+        self.rpn = detection.rpn.RegionProposalNetwork(anchors, head, 0.7, 0.3, scale.anchors, 0.5, counts, counts, 0.7)
+        features = detection.faster_rcnn.TwoMLPHead(scale.width * REGION**2, scale.hidden)
+        predictor = detection.faster_rcnn.FastRCNNPredictor(scale.hidden, 1 + classes)
         # A region is a thing's from an overlap of 0.5; a quarter of those that are drawn are things'.
         self.regions = detection.roi_heads.RoIHeads(
             self.pooled,
@@ -69,12 +79,12 @@ class Detector(nn.Module):
             predictor,
             0.5,
             0.5,
-            SAMPLED,
+            scale.drawn,
             0.25,
             None,
             score_thresh=0.05,
             nms_thresh=0.5,
-            detections_per_img=30,
+            detections_per_img=scale.found,
         )
 
     def forward(self, x: torch.Tensor) -> Output:
@@ -97,12 +107,12 @@ class Detector(nn.Module):
         steps = (steps + 0.5) / len(steps)
         found = []
         for k, own in enumerate(boxes):
-            side = ((own[:, 2] - own[:, 0]) * (own[:, 3] - own[:, 1])).sqrt() / ANCHOR
+            side = ((own[:, 2] - own[:, 0]) * (own[:, 3] - own[:, 1])).sqrt() / self.scale.anchor
             level = side[:, None].log2().sub(torch.tensor(self.strides, device=side.device).log2()).abs().argmin(1)
             x, y = (own[:, [a]] + (own[:, [a + 2]] - own[:, [a]]) * steps for a in (0, 1))  # (r, samples)
             x, y = 2 * x / width - 1, 2 * y / height - 1
             grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), 3)  # (r, samples, samples, 2)
-            regions = features["0"].new_zeros(len(own), self.width, REGION, REGION)
+            regions = features["0"].new_zeros(len(own), self.scale.width, REGION, REGION)
             for j, maps in enumerate(features.values()):
                 rows = (level == j).nonzero().flatten()
                 if len(rows):
@@ -117,7 +127,7 @@ class Detector(nn.Module):
         return self.rpn(_images(inputs), named(output.feats), things)
 
     def drawn(self, boxes: list[torch.Tensor], things: list[dict]) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """SAMPLED proposed boxes of an image, at most a quarter of them things', with their labels (R,) and targets (R, 4)."""
+        """Some proposed boxes of each image, at most a quarter of them things', with their labels (R,) and targets (R, 4)."""
         boxes, _, labels, targets = self.regions.select_training_samples(boxes, things)
         return boxes, torch.cat(labels), torch.cat(targets)
 
@@ -148,20 +158,21 @@ def _images(inputs):
     return torchvision.models.detection.image_list.ImageList(inputs, sizes)
 
 
-def _on(backbone: str, widths: Sequence[int], strides: Sequence[int], **sizes: int) -> Callable[[int, int], Detector]:
+def _on(backbone: str, widths: Sequence[int], strides: Sequence[int], scale: Scale = SCENES) -> Callable[[int, int], Detector]:
     def make(classes, channels):
-        return Detector(MODELS[backbone](2, channels), widths, strides, classes, **sizes)
+        return Detector(MODELS[backbone](2, channels), widths, strides, classes, scale)
 
     make.detects = True
     return make
 
 
-SMALL, LARGE = ((32, 64), (2, 4)), ((128, 256, 512), (8, 16, 32))  # widths and strides, for scenes and for photographs
+SMALL = (32, 64), (2, 4)  # widths and strides, for scenes
+LARGE = (128, 256, 512), (8, 16, 32), Scale(256, 1024, 4, 256, 1000, 128, 100)  # for photographs
 MODELS.update(
     frcnn_resnet8=_on("resnet8", *SMALL),
     frcnn_resnet20=_on("resnet20", *SMALL),
-    frcnn_resnet18=_on("resnet18", *LARGE, width=256, hidden=1024),
-    frcnn_resnet34=_on("resnet34", *LARGE, width=256, hidden=1024),
+    frcnn_resnet18=_on("resnet18", *LARGE),
+    frcnn_resnet34=_on("resnet34", *LARGE),
 )
 DETECTORS = Subset(MODELS, "detector", lambda row: getattr(row, "detects", False))
 BACKBONES = Subset(MODELS, "backbone", lambda row: not getattr(row, "detects", False))

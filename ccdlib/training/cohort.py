@@ -12,7 +12,7 @@ from ccdlib.base import paths
 from ccdlib.base.arithmetic import TOO_LATE, make_portable
 from ccdlib.base.devices import best_device, device_named
 from ccdlib.base.registry import CcdError
-from ccdlib.data import Dataset
+from ccdlib.data import Dataset, source_of
 from ccdlib.methods import Method
 from ccdlib.models import Backbone, build
 from ccdlib.training import group
@@ -52,6 +52,12 @@ class Result:
     metrics: dict
     classes: int
     channels: int
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of guessing, in percent: 0 for a detector, whose accuracy is an average precision."""
+        detector = isinstance(self.config, RunConfig) and source_of(self.config.data)[0].boxed
+        return 0.0 if detector else 100 / self.classes
 
     @property
     def seconds(self) -> float:

@@ -128,7 +128,7 @@ class RunConfig(Strict):
     optimiser: "sgd"; or "sam" or "asam" (see ascent.py), which compute each step's gradient twice and take that of the highest
     loss within `rho` of the weights (None: 0.05 for sam, 0.5 for asam, as their papers have it for CIFAR-10).
     batch: images in a step, each with all its views. milestones: fractions of the epochs after which lr is divided by ten.
-    warmup: number of epochs in which all terms of the loss but the cross entropy grow to their full size: in epoch e, counted
+    warmup: number of epochs in which the terms of the loss that need a teacher grow to their full size: in epoch e, counted
     from 1, their factor is min(1, e / warmup). accumulate: number of passes into which the images of a step are split; batch
     norms see one pass at a time. clip: the largest norm of a step's gradient, which is scaled down to it (None: no limit).
     eval_every: number of epochs between evaluations on the test set; the last epoch is always evaluated.
@@ -229,16 +229,18 @@ class RunConfig(Strict):
     def _check_task(self):
         """Images with boxes need a detector, a method that trains one, and views that say how boxes move; others need none."""
         boxed = source_of(self.data)[0].boxed
-        views = [
-            name for name, rule in VIEWS.items() if rule.turns == 1 and not rule.mixes and (rule.moves_boxes or not rule.twins)
-        ]
+        views = [name for name, rule in VIEWS.items() if rule.turns == rule.base == 1 and (rule.moves_boxes or not rule.twins)]
+        networks = DETECTORS if boxed else BACKBONES
         kinds = {
-            "model": (self.model, DETECTORS if boxed else BACKBONES),
-            "method": (self.method, DETECTING if boxed else CLASSIFYING),
-            "views": (self.views, views if boxed else VIEWS),
+            "model": (self.model, MODELS, networks),
+            "method": (self.method, METHODS, DETECTING if boxed else CLASSIFYING),
+            "views": (self.views, VIEWS, views if boxed else VIEWS),
+            "jda": (self.jda, [self.jda], ["before crop"] if boxed else [self.jda]),
         }
-        for field, (given, allowed) in kinds.items():
-            if given not in allowed:
+        if self.teacher is not None:
+            kinds["the teacher's model"] = (self.teacher.model, MODELS, networks)
+        for field, (given, known, allowed) in kinds.items():
+            if given in known and given not in allowed:  # a name that is not known has its own error
                 what = "whose images have boxes" if boxed else "whose images have no boxes"
                 raise CcdError(f"{field} = {given!r} with data {self.data!r}, {what}: allowed are {', '.join(allowed)}")
 
@@ -391,7 +393,7 @@ class RunConfig(Strict):
         return self.rho or rho, adaptive
 
     def soft_at(self, epoch: int) -> float:
-        """The warm-up factor, up to 1, of all terms of the loss but the cross entropy in an epoch, counted from 0."""
+        """The warm-up factor, up to 1, of the terms of the loss that need a teacher in an epoch, counted from 0."""
         return min(1.0, (epoch + 1) / self.warmup) if self.warmup else 1.0
 
 

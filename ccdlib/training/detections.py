@@ -2,6 +2,7 @@
 
 import torch
 
+from ccdlib.base.arithmetic import exact
 from ccdlib.data import Dataset
 from ccdlib.models import Detector
 from ccdlib.views.boxes import rows_of
@@ -11,6 +12,7 @@ from ccdlib.views.crops import normalise
 def detections(network: Detector, data: Dataset, device: torch.device, batch: int = 25) -> list[dict[str, torch.Tensor]]:
     """What a network, which is on `device`, finds on each test image; see Detector.detect. It is set to eval mode."""
     network.eval()
+    exact(device)
     found = []
     for images in data.test_images.split(batch):
         found += network.detect(normalise(images.to(device), data.mean, data.std))

@@ -37,7 +37,7 @@ CHANGED_IN = {
 }
 # The code that can change a result; a hash of it is kept with every run. What recipes and configurations say is in its name.
 LOOP = tuple(f"training/{name}.py" for name in ("ascent", "cohort", "detections", "evaluate", "group", "loop", "teachers"))
-SHAPING = ("base/streams.py", "data", "views", "models", "methods", *LOOP)
+SHAPING = ("base/streams.py", "base/vision.py", "data", "views", "models", "methods", *LOOP)
 
 
 @lru_cache(maxsize=1)
@@ -73,7 +73,9 @@ def provenance(device: torch.device, arithmetic: Arithmetic | None = None) -> di
         "git_dirty": dirty,
         "source": source_hash(),
         "protocol": PROTOCOL,
-        "versions": {name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
+        "versions": {
+            name: version(name) for name in ("torch", "torchvision", "numpy", "pillow", "torchmetrics", "pycocotools")
+        },
         "python": platform.python_version(),
         "device": str(device),
         "hardware": hardware(device),

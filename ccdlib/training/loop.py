@@ -60,13 +60,14 @@ def train_step(trainees: list["Trainee"], batch: Batch, logs: list["Log"]) -> No
             trainee.optimiser.zero_grad(set_to_none=True)
         with trainee.exchanging(last):
             student, terms = trainee.backward(inputs, target, batch)
+            counted = trainee.method.counted(student, batch)
         if last:
             with trainee.climbed() as sharp:
                 if sharp:  # the same loss once more, where it is highest nearby
                     trainee.backward(inputs, target, batch)
             trainee.clip()
             trainee.optimiser.step()
-        log.add(terms, trainee.method.counted(student, batch), batch)
+        log.add(terms, counted, batch)
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,9 @@ class Trainee:
         return output._replace(logits=output.logits.float(), pooled=output.pooled.float())
 
     def softened(self, terms: dict, batch: Batch) -> dict:
-        """The terms of the loss, all but the cross entropy "ce" scaled by the warm-up factor of the batch's epoch."""
-        soft = self.config.soft_at(batch.step[0])
-        return terms if soft == 1 else {name: term if name == "ce" else soft * term for name, term in terms.items()}
+        """The terms of the loss, all but those that need no teacher scaled by the warm-up factor of the batch's epoch."""
+        soft, hard = self.config.soft_at(batch.step[0]), self.method.hard
+        return terms if soft == 1 else {name: term if name in hard else soft * term for name, term in terms.items()}
 
     def exchanging(self, last: bool) -> AbstractContextManager:
         """The context of a backward pass: the processes of a group exchange gradients only in the last pass of a step."""

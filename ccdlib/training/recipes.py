@@ -82,7 +82,11 @@ NAMES = {
 
 def comparable() -> dict[str, str]:
     """{method: its name in tables} of all methods that can be compared, a reader's own among them."""
-    own = [name for name in METHODS.added if METHODS[name].teacher != "none" and not METHODS[name].freezes]
+    own = [
+        name
+        for name in METHODS.added
+        if METHODS[name].teacher != "none" and not (METHODS[name].freezes or METHODS[name].detects)
+    ]
     return NAMES | {name: name for name in own}
 
 

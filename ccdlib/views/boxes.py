@@ -20,7 +20,7 @@ def still(n: int) -> torch.Tensor:
     return torch.eye(2, 3, dtype=torch.float64).repeat(n, 1, 1)
 
 
-def forward(matrix: Sequence[float]) -> torch.Tensor:
+def move_of(matrix: Sequence[float]) -> torch.Tensor:
     """The move (2, 3) that undoes a Matrix of ops.py, which says where pixels come from."""
     a = torch.tensor(matrix, dtype=torch.float64).view(2, 3)
     back = torch.linalg.inv(a[:, :2])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ccdlib.base.registry import CcdError, Subset, unknown
-from ccdlib.views.boxes import forward, still, then
+from ccdlib.views.boxes import move_of, still, then
 from ccdlib.views.draws import PerImage
 from ccdlib.views.ops import OPS, apply_op, check_images, check_level, pillow_op
 from ccdlib.views.rules import VIEWS, ViewRule
@@ -103,7 +103,7 @@ class Policy(ViewRule):
                 continue
             for sign in (1, -1) if op.signed else (1,):
                 rows = draws.fires[:, k] & (draws.signs[:, k] == sign) if op.signed else draws.fires[:, k]
-                found[rows] = then(found[rows], forward(op.moves(sign * op.magnitude(level), width, height)))
+                found[rows] = then(found[rows], move_of(op.moves(sign * op.magnitude(level), width, height)))
         return found
 
     def apply_to(self, image: Image.Image, draws: Draws) -> Image.Image:
