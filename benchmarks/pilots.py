@@ -4,6 +4,7 @@
     python benchmarks/pilots.py methods    compared methods under the small recipe, against the student alone
     python benchmarks/pilots.py lite       how many images for the lite profiles, and how far seeds spread there
     python benchmarks/pilots.py teachers   whether JDA improves a teacher of few images, for 02_augmented_teacher
+    python benchmarks/pilots.py detection  learning rates and lengths for detectors on scenes, for 08_detection
 
 Prints a table and keeps it, with every accuracy, in pilots.json. Trained runs are found again, as everywhere (CCD_OUTPUTS).
 """
@@ -53,8 +54,8 @@ def teacher(seed):
 
 def student(seed, recipe, teacher=None, **what):
     what = {"model": "resnet8", "method": "kd" if teacher else "ce"} | recipe | what
-    what["eval_every"] = what["epochs"]
-    return RunConfig(data="objects", seed=seed, subset_seed=seed, teacher=teacher, **what)
+    what = {"data": "objects", "eval_every": what["epochs"]} | what
+    return RunConfig(seed=seed, subset_seed=seed, teacher=teacher, **what)
 
 
 def of_designs():
@@ -104,6 +105,19 @@ def of_teachers(n=2):
         yield f"{images} images, {epochs} epochs: teacher + JDA", [config.but(views="cifar100") for config in plain], plain
 
 
+def of_detection(n=2):
+    """Detectors: a teacher on all scenes at two learning rates, and students of few scenes by KD, also with JDA."""
+    for lr in (0.02, 0.05):
+        recipe = recipe_of("scenes", "frcnn_resnet20", "teacher") | {"lr": lr, "model": "frcnn_resnet20", "method": "detection"}
+        taught = [student(seed, recipe, data="scenes") for seed in range(FIRST, FIRST + n)]
+        yield f"lr {lr:g}: teacher", taught, None
+        for images in (60, 120):
+            how = recipe_of("scenes", "frcnn_resnet8") | {"lr": lr, "model": "frcnn_resnet8", "n_train": images}
+            kd = [student(config.seed, how, config, data="scenes", method="detection_kd") for config in taught]
+            yield f"lr {lr:g}, {images} scenes: KD", kd, None
+            yield f"lr {lr:g}, {images} scenes: KD + JDA", [config.but(views="detection") for config in kd], kd
+
+
 def main(section):
     """Train the arms of a section and say how far each lies above what it is compared with."""
     arms = list(SECTIONS[section]())
@@ -120,7 +134,7 @@ def main(section):
     write_whole(FILE, json.dumps(kept, indent=1) + "\n")
 
 
-SECTIONS = {"class": of_designs, "methods": of_methods, "lite": of_lite, "teachers": of_teachers}
+SECTIONS = {"class": of_designs, "methods": of_methods, "lite": of_lite, "teachers": of_teachers, "detection": of_detection}
 
 if __name__ == "__main__":
     main(*sys.argv[1:2])

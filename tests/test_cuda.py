@@ -29,6 +29,15 @@ def test_every_method_trains(method, trained):
     assert result.metrics["provenance"]["precision"] == ("bfloat16" if GPU else "float32")
 
 
+def test_a_detector_is_taught(trained):
+    scenes = {"data": "scenes", "n_train": 12, "batch": 6, "epochs": 1, "device": DEVICE}
+    teacher = RunConfig(**scenes, model="frcnn_resnet20", method="detection")
+    config = RunConfig(**scenes, model="frcnn_resnet8", method="detection_ccd", views="detection", teacher=teacher)
+    trained(config)
+    row = fit(config, show="none").curves[-1]
+    assert all(torch.isfinite(torch.tensor(row[name])) for name in ("ce", "box", "proposals", "kd"))
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_student_learns_in_every_precision(precision, trained):
     config = RunConfig(**JDA | {"n_train": 200, "epochs": 6, "precision": precision, "portable": True}, method="ccd")

@@ -34,6 +34,7 @@ from ccdlib.views.boxes import flipped, move_of, moved, rows_of, still, then
 
 SIDE = 64
 FEW = {"data": "scenes", "n_train": 12, "batch": 6, "epochs": 1}
+GOLDEN = (1.94236, 0.138185, 0.707853, 0.0147544)
 LARGE = (27_702_386, 37_810_546)  # parameters, for six classes
 TEACHER = RunConfig(**FEW, model="frcnn_resnet20", method="detection")
 
@@ -566,6 +567,15 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(method, outputs, monkeypatc
     assert again.metrics["resumed"]
     assert (again.folder / "weights.safetensors").read_bytes() == expected
     assert [row["proposals"] for row in again.curves] == [row["proposals"] for row in curves]
+
+
+def test_golden_numbers_of_a_short_training_of_a_detector(outputs):
+    # As in tests/test_train.py: another number means another arithmetic, and PROTOCOL and CHANGED_IN must say so.
+    short = {"data": "scenes", "n_train": 12, "batch": 6, "epochs": 2, "lr": 0.002, "eval_every": 2}
+    taught = RunConfig(**short, seed=7, model="frcnn_resnet20", method="detection")
+    config = RunConfig(**short, model="frcnn_resnet8", method="detection_ccd", views="detection", teacher=taught)
+    last = fit(config, show="none").curves[-1]
+    assert [last[name] for name in ("ce", "box", "proposals", "kd")] == pytest.approx(GOLDEN, rel=5e-3)
 
 
 def test_a_cohort_of_detectors_has_the_bits_of_its_members_alone(outputs):
