@@ -391,6 +391,19 @@ def test_the_runs_of_a_notebook_are_checked_once(monkeypatch, told):
     assert len(checks) == (0 if told else 1)
 
 
+def test_a_figure_says_below_everything_else_where_it_comes_from(small, outputs):
+    analysis = Analysis("99_small")
+    rows = [{"x": x, "y": float(x + seed), "k": k, "seed": seed} for k in "ab" for x in (1, 2) for seed in (0, 1)]
+    figure = plots.lines(rows, x="x", y="y", hue="k")
+    lowest = figure.get_tightbbox().y0
+    analysis.figure("lines", figure)
+    source = figure.texts[-1]
+    assert source.get_text() == "ccd run 99_small --profile lite", "of data alone, so nothing was trained or read"
+    assert source.get_window_extent().y1 / figure.dpi <= lowest
+    assert (outputs / "lite" / "99_small" / "lines.png").exists()
+    plots.plt.close(figure)
+
+
 def test_claims_come_before_results(small):
     analysis = Analysis("99_small")
     with pytest.raises(CcdError, match=r"call analysis.experiment\(\) before the training"):

@@ -188,7 +188,8 @@ class Analysis:
     def figure(self, name: str, figure: "Figure") -> "Figure":
         """Keep a figure as PNG and SVG beside results.json, and return it. Errors: CcdError for a name that is none."""
         check_name(name, "figure")
-        figure.text(0.0, -0.02, self.source, ha="left", va="top", fontsize=6, color="0.5", transform=figure.transFigure)
+        below = figure.get_tightbbox().y0 / figure.get_figheight() - 0.02  # whatever the figure has at its lower end
+        figure.text(0.0, below, self.source, ha="left", va="top", fontsize=6, color="0.5", transform=figure.transFigure)
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=metadata)
@@ -201,7 +202,9 @@ class Analysis:
         """Where the numbers of this notebook come from, on a line: the code, the records, and the command."""
         planned = self._experiment
         command = f"ccd run {self.stem} --profile {self.asked}" + ", with other parameters" * (self.profile != self.asked)
-        read = planned.read if planned else []
+        if planned is None:  # a figure of data alone
+            return command
+        read = planned.read
         if not read:
             return f"trained here; {command}"
         part = "" if len(read) == len(planned.runs) else f"{len(read)} of {len(planned.runs)} runs "
