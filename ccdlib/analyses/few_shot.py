@@ -61,5 +61,5 @@ def _few_shot_claims(p, amounts):
             weights |= {f"KD + JDA, {n} images, {schedule}": weight, f"KD, {n} images, {schedule}": -weight}
         words = f"slope of the gain from JDA over log2(images), {few} to {many} images"
         statement = f"the gain from JDA is larger the fewer the images, {at}"
-        unit, headline = "points per doubling", f"(d) JDA's gain per doubling of images, {at}"
+        unit, headline = "points per doubling", f"(d) JDA per doubling, {at}"
         yield Claim("(d)", statement, words, Contrast(weights), -INFINITY, 0.0, unit=unit, headline=headline, **seeds_needed(p))

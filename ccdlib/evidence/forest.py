@@ -22,7 +22,7 @@ def forest(claims: Sequence[Mapping[str, Any]]) -> "Figure":
     names = [claim["headline"] for claim in claims]
     kinds = list(dict.fromkeys((claim["data"], claim["profile"]) for claim in claims))
     claims = sorted(claims, key=lambda claim: names.index(claim["headline"]))
-    figure, ax = plt.subplots(figsize=(7, 0.36 * len(claims) + 1.5), layout="constrained")
+    figure, ax = plt.subplots(figsize=(10, 0.36 * len(claims) + 1.5), layout="constrained")
     for row, claim in enumerate(claims):
         verdict = claim["verdict"].partition(",")[0].partition(" (")[0]
         shape = SHAPES[kinds.index((claim["data"], claim["profile"])) % len(SHAPES)]
