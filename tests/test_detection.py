@@ -5,6 +5,7 @@ import os
 import shutil
 import zipfile
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ccdlib.base.vision import torchvision
 from ccdlib.data import DATASETS, load_data, sizes_of
 from ccdlib.data.boxed import NONE, SCENES, Split, scenes, with_boxes
 from ccdlib.data.sources import COCO
+from ccdlib.evidence import found
 from ccdlib.kit.parameters import find, profile_parameters
 from ccdlib.methods import DETECTING, LOSSES, METHODS, Given, make
 from ccdlib.models import BACKBONES, DETECTORS, build
@@ -407,6 +409,24 @@ def test_the_average_precision_of_boxes_that_are_right_is_100():
     assert found["AP50"] > found["accuracy"] > 0
     network.seen, network.shift = 0, 60.0
     assert average_precision(network, data, torch.device("cpu"))["accuracy"] == 0
+
+
+def test_figures_name_every_box_and_draw_precision_against_recall():
+    data = load_data("scenes").few(5)
+    truth = rows_of(data.test_boxes[:3])
+    right = [{"boxes": own[:, 1:], "labels": own[:, 0].long(), "scores": torch.ones(len(own))} for own in truth]
+    unsure = [each | {"scores": 0.2 + 0 * each["scores"]} for each in right]
+    assert [torch.equal(a, b) for a, b in zip(found.sure(right), truth, strict=True)] == [True] * 3
+    assert sum(map(len, found.sure(unsure))) == 0
+    rows = {"truth": (data.test_images[:3], truth), "unsure": (data.test_images[:2], found.sure(unsure))}
+    figure = found.pictures(rows, data.class_names)
+    words = [[text.get_text() for text in ax.texts] for ax in figure.axes]
+    assert words[:3] == [[data.class_names[int(c)] for c in own[:, 0]] for own in truth]
+    assert words[3:] == [[], [], []]
+    assert [len(ax.patches) for ax in figure.axes[:3]] == list(map(len, truth))
+    for each, expected in ((right, 1.0), ([{k: v[:0] for k, v in one.items()} for one in right], 0.0)):
+        curve = found.precision_recall({"x": each}, replace(data, test_boxes=data.test_boxes[:3])).axes[0].lines[0]
+        assert curve.get_ydata().tolist() == pytest.approx([expected] * 101)
 
 
 # ---------------------------------------------------------------- methods
