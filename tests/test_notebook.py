@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import nbformat
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
@@ -401,7 +402,13 @@ def test_a_figure_says_below_everything_else_where_it_comes_from(small, outputs)
     assert source.get_text() == "ccd run 99_small --profile lite", "of data alone, so nothing was trained or read"
     assert source.get_window_extent().y1 / figure.dpi <= lowest
     assert (outputs / "lite" / "99_small" / "lines.png").exists()
-    plots.plt.close(figure)
+    grid = analysis.figure("grid", plots.pictures({name: torch.zeros(8, 3, 9, 9, dtype=torch.uint8) for name in "abc"}))
+    grid.draw_without_rendering()
+    source, lowest = grid.texts[-1].get_window_extent(), min(ax.get_window_extent().y0 for ax in grid.axes)
+    assert source.y1 <= lowest, "also where a layout is computed"
+    assert source.y1 > lowest - 60, "and not far below"
+    for each in (figure, grid):
+        plots.plt.close(each)
 
 
 def test_claims_come_before_results(small):

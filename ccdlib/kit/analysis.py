@@ -188,6 +188,7 @@ class Analysis:
     def figure(self, name: str, figure: "Figure") -> "Figure":
         """Keep a figure as PNG and SVG beside results.json, and return it. Errors: CcdError for a name that is none."""
         check_name(name, "figure")
+        figure.draw_without_rendering()  # which settles the layout
         below = figure.get_tightbbox().y0 / figure.get_figheight() - 0.02  # whatever the figure has at its lower end
         figure.text(0.0, below, self.source, ha="left", va="top", fontsize=6, color="0.5", transform=figure.transFigure)
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
