@@ -14,9 +14,8 @@ from ccdlib.views import VIEWS, policy_named
 
 SPREAD, LOSS = "T. stddev", "test loss"  # the measures
 ONE = {"identity": "raw", "flip": "flip", "crop and flip": "none"}  # arm: views; one view of an image
-MIXED = {"Mixup": "mixup", "CutMix": "cutmix", "CutMixPick": "cutmixpick"}
-TWO = {CROP: "base", "Cutout": "cutout", "AutoAugment": "autoaugment", "RandAugment": "randaugment"}
-TWO |= {"TrivialAugment": "trivialaugment"} | MIXED
+TWO = {CROP: "base"}  # a second view besides the original one; these rows of VIEWS have the arms' names in lower case
+TWO |= {arm: arm.lower() for arm in ("Cutout", "AutoAugment", "RandAugment", "TrivialAugment", "Mixup", "CutMix", "CutMixPick")}
 SAID = {CROP: "crop and flip as the second view"}
 COMPARED = "CutMixPick"  # the best of those that were published
 
@@ -54,24 +53,24 @@ def jda(fires: float) -> str:
 
 
 def _claims(p, facts):
-    every = tuple(facts)
-    two, swept = ([arm for arm in facts if facts[arm]["kind"] in kinds] for kinds in (("two views", "JDA"), ("JDA",)))
-    two, few = tuple(two), seeds_needed(p)
+    every, few = tuple(facts), seeds_needed(p)
+    two = tuple(arm for arm, fact in facts.items() if fact["kind"] != "one view")
+    swept = tuple(arm for arm, fact in facts.items() if fact["kind"] == "JDA")
 
-    def together(statement, arms, other="", **bounds):
+    def together(statement, arms, other=""):
+        """That T. stddev rises with the loss, or falls with the accuracy, within a seed."""
         words = f"correlation over arms of {SPREAD} with {other or 'accuracy'}"
-        bounds = bounds or {"low": -INFINITY, "high": 0.0}
-        return Claim(SPREAD, statement, words, Correlation(SPREAD, arms, other), unit="(Pearson's r)", **bounds, **few)
+        low, high = (0.0, INFINITY) if other else (-INFINITY, 0.0)
+        return Claim(SPREAD, statement, words, Correlation(SPREAD, arms, other), low, high, unit="(Pearson's r)", **few)
 
     lower = f"the lower {SPREAD} of the views is, the"
-    above = {"low": 0.0, "high": INFINITY}
-    yield together(f"{lower} lower the student's test loss, over all kinds of views", every, LOSS, **above)
+    yield together(f"{lower} lower the student's test loss, over all kinds of views", every, LOSS)
     yield together(f"{lower} higher the student's accuracy, over all kinds of views", every)
     if len(two) > 2:
-        yield together(f"{lower} lower the student's test loss, over kinds of two views", two, LOSS, **above)
+        yield together(f"{lower} lower the student's test loss, over kinds of two views", two, LOSS)
         yield together(f"{lower} higher the student's accuracy, over kinds of two views", two)
     if len(swept) > 2:
-        yield together(f"{lower} higher the student's accuracy, over JDA's probabilities", tuple(swept))
+        yield together(f"{lower} higher the student's accuracy, over JDA's probabilities", swept)
     ours = jda(policy_named(p["policy"]).p)
     for other in (CROP, COMPARED):
         if {ours, other} <= facts.keys():

@@ -28,10 +28,9 @@ def pictures(rows: Mapping[str, tuple[torch.Tensor, Boxes]], names: Sequence[str
                 edges = {"fill": False, "edgecolor": colour, "linewidth": 1.6}
                 ax.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **edges))
                 ground = {"boxstyle": "square,pad=0.1", "facecolor": colour, "linewidth": 0}
-                place = (
-                    {"va": "bottom"} if top > 0.08 * image.shape[1] else {"va": "top"}
-                )  # inside, where there is no room above
-                ax.text(left, top, names[int(c)], fontsize=6, color="white", bbox=ground, clip_on=True, **place)
+                # The name stands above its box, or inside where there is no room above.
+                side = "bottom" if top > 0.08 * image.shape[1] else "top"
+                ax.text(left, top, names[int(c)], fontsize=6, color="white", bbox=ground, clip_on=True, va=side)
             ax.set(xticks=[], yticks=[], xlim=(-0.5, image.shape[2] - 0.5), ylim=(image.shape[1] - 0.5, -0.5))
         line[0].set_ylabel(label, fontsize="small")
     return figure
